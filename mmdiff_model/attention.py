@@ -1,0 +1,103 @@
+"""Multimodal cross-attention (paper, method figure; released mmdiff/attention_processor.py).
+
+out = Attn(q, k_text, v_text) + fuse_scale * Attn(q, k_image, v_image), before to_out. q and the text side carry their LoRAs
+as weight patches already; k_image, v_image are the base projections of the subject tokens plus LoRAs of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.lora
+import comfy.utils
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_base import BaseModel
+from torch import Tensor, nn
+
+BlockKey = tuple[str, int, int]
+Projected = dict[BlockKey, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Image K and V of one cross-attention: where it is in ComfyUI's UNet, and its LoRAs as (down, up) pairs."""
+
+    block: BlockKey
+    module: str
+    text_k: tuple[Tensor, Tensor]
+    text_v: tuple[Tensor, Tensor]
+    image_k: tuple[Tensor, Tensor]
+    image_v: tuple[Tensor, Tensor]
+
+
+def image_projections(model: BaseModel, unet_lora: dict[str, Tensor]) -> list[Projection]:
+    """One Projection for each cross-attention of the checkpoint (70 in SDXL)."""
+    keys = comfy.lora.model_lora_keys_unet(model, {})
+    projections = []
+    for attention in dict.fromkeys(key.split(".processor.")[0] for key in unet_lora):
+        if not attention.endswith("attn2"):
+            continue
+        module = keys[f"unet.{attention}.processor.to_k"].removesuffix(".to_k.weight")
+        lora = {name: tuple(unet_lora[f"{attention}.processor.{name}.{side}.weight"] for side in ("down", "up"))
+                for name in ("to_k_lora", "to_v_lora", "to_k_lora_image", "to_v_lora_image")}
+        projections.append(Projection(block_key(module), module, *lora.values()))
+    return projections
+
+
+def block_key(module: str) -> BlockKey:
+    """`diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2` -> ("input", 4, 0), as ComfyUI's patches name it."""
+    _, blocks, number, *_, index, _ = module.split(".")
+    kind = blocks.removesuffix("_blocks").removesuffix("_block")
+    return kind, 0 if kind == "middle" else int(number), int(index)
+
+
+def project_tokens(model: BaseModel, projections: list[Projection], tokens: Tensor, scale: Tensor) -> Projected:
+    """Subject tokens (m, 2048) -> K and V (1, m, width) of every cross-attention; V is scaled by `scale` (m,).
+
+    The live modules project, whatever their storage (fp8, GGUF, offloaded), with the text LoRA that they carry taken out.
+    """
+    device, dtype = model.current_patcher.load_device, model.get_dtype_inference()
+    tokens, scale = tokens.to(device).float(), scale.to(device).float()
+    projected = {}
+    for p in projections:
+        attention = comfy.utils.get_attr(model, p.module)
+        k, v = (to(tokens.to(dtype)[None]).float() - lora_delta(tokens, text) + lora_delta(tokens, image)
+                for to, text, image in ((attention.to_k, p.text_k, p.image_k), (attention.to_v, p.text_v, p.image_v)))
+        projected[p.block] = k.to(dtype), (v * scale[:, None]).to(dtype)
+    return projected
+
+
+def lora_delta(x: Tensor, lora: tuple[Tensor, Tensor]) -> Tensor:
+    """x (m, in) through down (rank, in) and up (out, rank) -> (m, out)."""
+    down, up = (side.to(x) for side in lora)
+    return nn.functional.linear(nn.functional.linear(x, down), up)
+
+
+class MultimodalCrossAttention:
+    """An attn2 replace patch. Calls the patch that was there before, or the host's attention, and adds the image term.
+
+    It lives as long as one sampling run. What varies from call to call is the Step in extra_options["mmdiff"].
+    """
+
+    def __init__(self, block: BlockKey, image: tuple[Tensor, Tensor], previous: Callable | None):
+        self.block = block
+        self.image = image
+        self.previous = previous
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+        """q (b, h w, width), k and v (b, 77 c, width) of the text -> (b, h w, width)."""
+        step = extra_options["mmdiff"]
+        if step is not None:
+            return step.attend(self.block, q, k, v, self.image, self.previous, extra_options)
+        return text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, extra_options)
+
+
+def text_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None = None) -> Tensor:
+    """The attention that ComfyUI's CrossAttention would have run."""
+    return optimized_attention(q, k, v, extra_options["n_heads"], mask=mask, attn_precision=extra_options["attn_precision"],
+                               transformer_options=extra_options)
+
+
+def image_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None = None) -> Tensor:
+    """q (b, h w, width) over subject tokens k, v (1, m, width); mask (b, 1, h w, m) is added to the scores."""
+    k, v = k.expand(len(q), -1, -1), v.expand(len(q), -1, -1)
+    return text_attention(q, k, v, extra_options, mask)

@@ -1,0 +1,118 @@
+"""The LoRAs of MM-Diff as ordinary weight patches of the UNet and of the text encoders.
+
+The released files count the UNet's attentions in diffusers' registration order (down, up, middle) and write text LoRAs in
+any layout that diffusers 0.21 reads. Both are given one name here, the one that comfy.lora.load_lora reads.
+"""
+
+import re
+from itertools import groupby
+
+import comfy.lora
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+LAYERS_PER_BLOCK = 2
+FIRST_ATTENTION_BLOCK = 1
+IMAGE_LORAS = ("to_k_lora_image", "to_v_lora_image")
+
+TEXT_MODULES = r"(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])"
+KOHYA_KEY = re.compile(rf"lora_te(1|2)_text_model_encoder_layers_(\d+)_{TEXT_MODULES}\.(lora_down\.weight|lora_up\.weight|alpha)")
+OLD_DIFFUSERS_KEY = re.compile(r"(.+\.self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+DIFFUSERS_KEY = re.compile(
+    r"text_encoder(?:_2)?\.text_model\.encoder\.layers\.\d+\.(?:self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12])"
+    r"\.(?:lora_linear_layer\.(?:down|up)\.weight|alpha)")
+
+
+def attention_names(widths: list[int]) -> list[str]:
+    """Diffusers names of an SDXL-shaped UNet's transformer blocks, in registration order, from their widths in that order.
+
+    A level of depth d shows as 2 d blocks going down and 3 d going up, then the middle follows. SDXL: 70 names.
+    Raises ValueError where the widths are not those of such a UNet.
+    """
+    runs = [(width, len(list(run))) for width, run in groupby(widths)]
+    levels = len(runs) // 2
+    down = [count // LAYERS_PER_BLOCK for _, count in runs[:levels - 1]]
+    if levels == 0 or runs[levels - 1][1] % (2 * LAYERS_PER_BLOCK + 1):
+        raise ValueError(f"attention widths {runs} are not those of an SDXL UNet")
+    down.append(runs[levels - 1][1] // (2 * LAYERS_PER_BLOCK + 1))
+    names = []
+    for level, depth in enumerate(down):
+        block = FIRST_ATTENTION_BLOCK + level
+        names += [f"down_blocks.{block}.attentions.{a}.transformer_blocks.{t}" for a in range(LAYERS_PER_BLOCK) for t in range(depth)]
+    for level, depth in enumerate(reversed(down)):
+        names += [f"up_blocks.{level}.attentions.{a}.transformer_blocks.{t}" for a in range(LAYERS_PER_BLOCK + 1) for t in range(depth)]
+    names += [f"mid_block.attentions.0.transformer_blocks.{t}" for t in range(runs[-1][1])]
+    if len(names) != len(widths):
+        raise ValueError(f"attention widths {runs} are not those of an SDXL UNet")
+    return names
+
+
+def name_unet_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`<i>.to_q_lora.down.weight` of unet_adapter_weights.bin -> `<diffusers attention>.processor.to_q_lora.down.weight`."""
+    pairs = len({key.split(".")[0] for key in official}) // 2
+    names = attention_names([official[f"{2 * i}.to_q_lora.up.weight"].shape[0] for i in range(pairs)])
+    named = {}
+    for key, tensor in official.items():
+        index, rest = key.split(".", 1)
+        pair, is_cross = divmod(int(index), 2)
+        named[f"{names[pair]}.attn{is_cross + 1}.processor.{rest}"] = tensor
+    return named
+
+
+def name_text_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Any layout of text_encoder_adapter_weights.bin -> `text_encoder[_2].text_model....lora_linear_layer.down.weight`.
+
+    Raises ValueError on a key of no known layout and on a layer with only a part of its projections.
+    """
+    named = {}
+    for key, tensor in official.items():
+        if kohya := KOHYA_KEY.fullmatch(key):
+            encoder, layer, module, part = kohya.groups()
+            module = module.replace("self_attn_", "self_attn.").replace("mlp_", "mlp.")
+            part = part.replace("lora_", "lora_linear_layer.")
+            key = f"text_encoder{'' if encoder == '1' else '_2'}.text_model.encoder.layers.{layer}.{module}.{part}"
+        elif old := OLD_DIFFUSERS_KEY.fullmatch(key):
+            key = "{}.{}_proj.lora_linear_layer.{}.weight".format(*old.groups())
+        if not DIFFUSERS_KEY.fullmatch(key):
+            raise ValueError(f"'{key}' is not a key of a text encoder LoRA")
+        named[key] = tensor
+    for encoder in ("text_encoder", "text_encoder_2"):
+        prefix = f"{encoder}.text_model.encoder.layers."
+        layers = {int(key.removeprefix(prefix).split(".")[0]) for key in named if key.startswith(prefix)}
+        wanted = {f"{prefix}{layer}.self_attn.{p}_proj.lora_linear_layer.{side}.weight"
+                  for layer in range(max(layers, default=-1) + 1) for p in ("q", "k", "v", "out") for side in ("down", "up")}
+        if missing := sorted(wanted - named.keys()):
+            raise ValueError(f"the text encoder LoRA is incomplete, '{missing[0]}' is missing")
+    return named
+
+
+def unet_patches(model: ModelPatcher, unet_lora: dict[str, Tensor]) -> dict:
+    """Weight patches for every q, k, v, out of the UNet's attentions; the image LoRAs are left to the image branch.
+
+    Raises ValueError where an attention of the checkpoint is not in the model.
+    """
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    lora = {f"unet.{key}": tensor for key, tensor in unet_lora.items() if not any(name in key for name in IMAGE_LORAS)}
+    for key, tensor in lora.items():
+        module = key.split("_lora.")[0]
+        weight = keys.get(module)
+        if weight is None or not _fits(tensor, key, model.model.state_dict()[weight].shape):
+            raise ValueError(f"'{module.removeprefix('unet.')}' has no counterpart of the same size in this base model")
+    return comfy.lora.load_lora(lora, keys)
+
+
+def text_patches(clip_patcher: ModelPatcher, text_lora: dict[str, Tensor], text_encoder_2: bool) -> dict:
+    """Weight patches for the text encoders. The released code never applies those of the second one.
+
+    Raises ValueError where a layer of the checkpoint is not in the text encoders.
+    """
+    keys = comfy.lora.model_lora_keys_clip(clip_patcher.model, {})
+    lora = {key: tensor for key, tensor in text_lora.items() if text_encoder_2 or not key.startswith("text_encoder_2.")}
+    for key in lora:
+        if re.sub(r"\.(lora_linear_layer\..*|alpha)$", "", key) not in keys:
+            raise ValueError(f"'{key}' has no counterpart in these text encoders")
+    return comfy.lora.load_lora(lora, keys)
+
+
+def _fits(tensor: Tensor, key: str, weight_shape) -> bool:
+    return tensor.shape[0] == weight_shape[0] if ".up." in key else tensor.shape[1] == weight_shape[1]

@@ -1,0 +1,118 @@
+"""One sampling run with subjects: installs multimodal cross-attention for the run and decides, per step, who acts where.
+
+The model carries its LoRAs as weight patches and one SAMPLER_SAMPLE wrapper, which is immutable. Keys and values of the
+subject tokens, and the attention patches that use them, belong to the run: clones share nothing, nothing stays behind.
+"""
+
+from collections.abc import Sequence
+
+import comfy.patcher_extension
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .attention import MultimodalCrossAttention, image_projections, project_tokens
+from .auto_routing import AttentionMaps, reading_blocks
+from .checkpoint import Checkpoint
+from .lora import unet_patches
+from .routing import AUTO, MASKS, OFF, MaskRouting
+from .schedule import Schedule, resolve_steps
+from .step import Chunk, Step
+from .subject import Subject
+from .text import CLASS_WORDS
+
+WRAPPER_KEY = "mmdiff"
+
+
+def apply_subjects(model: ModelPatcher, checkpoint: Checkpoint, subjects: Sequence[Subject], fuse_scale: float = 0.8,
+                   schedule: Schedule | None = None, routing: str = OFF) -> ModelPatcher:
+    """A clone of the model with the checkpoint's LoRAs and the subjects' image branch.
+
+    Raises ValueError where the base model is not the checkpoint's or already carries subjects, and on `masks` without a region.
+    """
+    if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY):
+        raise ValueError("model: this model already carries MM-Diff subjects. Connect all subjects to one MM-Diff node.")
+    try:
+        patches = unet_patches(model, checkpoint.unet_lora)
+    except ValueError as error:
+        raise ValueError(f"model: {error}; the base is {type(model.model).__name__}, the checkpoint '{checkpoint.name}' needs "
+                         "the SDXL model it was trained on. Connect an SDXL base model.") from error
+    model = model.clone()
+    model.add_patches(patches)
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY,
+                               SubjectSampling(checkpoint, tuple(subjects), fuse_scale, schedule or Schedule(), routing))
+    return model
+
+
+class SubjectSampling:
+    """SAMPLER_SAMPLE wrapper: prepares a Run and lets the sampler work with it."""
+
+    def __init__(self, checkpoint: Checkpoint, subjects: tuple[Subject, ...], fuse_scale: float, schedule: Schedule, routing: str):
+        self.checkpoint = checkpoint
+        self.subjects = subjects
+        self.fuse_scale = fuse_scale
+        self.schedule = schedule
+        self.auto = routing == AUTO
+        self.masks = MaskRouting([subject.region for subject in subjects]) if routing == MASKS else None
+
+    def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
+        resolve_steps(guider.conds, sigmas)
+        run = Run(self, guider, sigmas, tuple(noise.shape[-2:]))
+        run.install(extra_args["model_options"]["transformer_options"])
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+
+class Run:
+    """What one sampling run needs: projected subject tokens, each subject's sigma range, the conditional parts of batches."""
+
+    def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, latent: tuple[int, int]):
+        model = guider.inner_model
+        tokens = [subject.tokens.flatten(0, 1) for subject in plan.subjects]
+        strengths = [plan.fuse_scale * subject.strength for subject in plan.subjects]
+        scale = torch.cat([torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)])
+        self.projected = project_tokens(model, image_projections(model, plan.checkpoint.unet_lora), torch.cat(tokens), scale)
+        self.lengths = [len(group) for group in tokens]
+        self.ranges = [plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
+                       for subject, strength in zip(plan.subjects, strengths, strict=True)]
+        self.conditionings = {cond["uuid"]: cond for name, conds in guider.conds.items() if "negative" not in name for cond in conds}
+        self.latent = latent
+        self.masks = plan.masks
+        self.maps = AttentionMaps(reading_blocks({block: k.shape[-1] for block, (k, _) in self.projected.items()})) if plan.auto else None
+        self.routed = {}
+
+    def install(self, transformer_options: dict) -> None:
+        """Puts the attention patches over whatever the run's attn2 patches are, and the gate around each model call."""
+        patches = transformer_options.setdefault("patches_replace", {}).setdefault("attn2", {})
+        for block, image in self.projected.items():
+            patches[block] = MultimodalCrossAttention(block, image, patches.get(block, patches.get(block[:2])))
+        comfy.patcher_extension.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self.gate, transformer_options)
+
+    def gate(self, executor, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        """APPLY_MODEL wrapper: tells this call's attentions what to do."""
+        transformer_options = {**transformer_options, "mmdiff": self.step(transformer_options)}
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    def step(self, transformer_options: dict) -> Step | None:
+        """None where no subject acts at this sigma or no row is conditional."""
+        sigma = float(transformer_options["sigmas"][0])
+        acting = tuple(i for i, (first, last) in enumerate(self.ranges) if last < sigma <= first)
+        chunks = [self.chunk(uuid, acting) for uuid in transformer_options["uuids"]]
+        if not acting or not any(chunks):
+            return None
+        keys = None
+        if len(acting) < len(self.lengths):
+            device = next(iter(self.projected.values()))[0].device
+            keys = torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)]).nonzero()[:, 0].to(device)
+        by_index = {index: chunk for index, chunk in zip(transformer_options["cond_or_uncond"], chunks, strict=True) if chunk}
+        lengths = tuple(self.lengths[i] for i in acting)
+        return Step(chunks, by_index, acting, lengths, keys, self.latent, self.masks, self.maps, self.routed)
+
+    def chunk(self, uuid: object, acting: tuple[int, ...]) -> Chunk | None:
+        """The part of a batch that belongs to a conditioning; None for the negative ones."""
+        cond = self.conditionings.get(uuid)
+        if cond is None:
+            return None
+        words = tuple((acting.index(subject), position) for subject, position in cond.get(CLASS_WORDS, ()) if subject in acting)
+        area = tuple(cond["area"]) if "area" in cond else None
+        return Chunk(uuid, area, words, cond["cross_attn"].shape[1])

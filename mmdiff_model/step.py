@@ -1,0 +1,83 @@
+"""One model call of a sampling run: what its cross-attentions are to do, decided before the call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .attention import BlockKey, image_attention, text_attention
+from .auto_routing import AttentionMaps
+from .routing import Area, MaskRouting, Routed, route
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A conditional part of the batch: its conditioning's id, the area of the latent it covers, its class words.
+
+    words: (acting subject, token position) in the conditioning's `length` tokens.
+    """
+
+    conditioning: object
+    area: Area | None
+    words: tuple[tuple[int, int], ...]
+    length: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """chunks: the parts of the batch in order, None where unconditional. by_index: the same by cond index.
+
+    subjects: those that act, with `lengths` tokens each; keys: their tokens (None: all there are). latent: (H, W) of the
+    whole picture. masks or maps route, where there is routing; `routed` is the run's cache of what they gave.
+    """
+
+    chunks: list[Chunk | None]
+    by_index: dict[int, Chunk]
+    subjects: tuple[int, ...]
+    lengths: tuple[int, ...]
+    keys: Tensor | None
+    latent: tuple[int, int]
+    masks: MaskRouting | None
+    maps: AttentionMaps | None
+    routed: dict[tuple, Routed]
+
+    def attend(self, block: BlockKey, q: Tensor, k: Tensor, v: Tensor, image: tuple[Tensor, Tensor], previous: Callable | None,
+               extra_options: dict) -> Tensor:
+        """Text attention, with the image term added to the conditional rows of (b, h w, width); other rows stay bit for bit."""
+        out = text_attention(q, k, v, extra_options) if previous is None else previous(q, k, v, extra_options)
+        if self.keys is not None:
+            image = tuple(x[:, self.keys] for x in image)
+        for rows, chunk in self.rows(len(q), extra_options):
+            text = q[rows], k[rows], v[rows]
+            routed = self.route(block, text[0], text[1], chunk, extra_options)
+            if routed is None:
+                out[rows] += image_attention(text[0], *image, extra_options)
+                continue
+            if routed.text_bias is not None:
+                kept_out = text_attention(*text, extra_options, routed.text_bias)
+                out[rows] = kept_out if previous is None else out[rows] + kept_out - text_attention(*text, extra_options)
+            out[rows] += routed.gate * image_attention(text[0], *image, extra_options, routed.image_bias)
+        return out
+
+    def rows(self, batch: int, extra_options: dict) -> list[tuple[slice, Chunk]]:
+        """Slices of conditional rows. Attention-couple packs lengthen the batch and publish its true layout."""
+        layout = extra_options.get("cond_or_uncond_couple") or extra_options.get("cond_or_uncond_hook_couple")
+        chunks = self.chunks if layout is None else [self.by_index.get(index) for index in layout]
+        size = batch // len(chunks)
+        return [(slice(i * size, (i + 1) * size), chunk) for i, chunk in enumerate(chunks) if chunk is not None]
+
+    def route(self, block: BlockKey, q: Tensor, k: Tensor, chunk: Chunk, extra_options: dict) -> Routed | None:
+        """How this attention is routed; None for one softmax over all subjects at every pixel."""
+        size = tuple(extra_options["activations_shape"][2:])
+        key = (size, chunk, self.subjects, k.shape[1])
+        if self.maps is not None and block in self.maps.blocks and self.maps.readable(chunk, len(self.subjects)):
+            self.maps.read(chunk, q, k, extra_options["n_heads"], size)
+            self.routed.clear()
+        if key not in self.routed:
+            weights = None
+            if self.masks is not None:
+                weights = self.masks.weights(*size, chunk.area, self.latent)[:, list(self.subjects)].to(q.device)
+            elif self.maps is not None:
+                weights = self.maps.weights(chunk, size)
+            self.routed[key] = None if weights is None else route(weights, self.lengths, chunk.words, chunk.length, k.shape[1], q.dtype)
+        return self.routed[key]

@@ -1,0 +1,82 @@
+"""A subject: the identity of one person, pet or thing as data, made from its reference photos.
+
+Released behaviour: the first photo gives the CLS, every photo gives its own group of subject tokens, all concatenated.
+"""
+
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+from comfy.clip_vision import ClipVisionModel
+from torch import Tensor
+
+from .adapter import PORTRAIT
+from .checkpoint import Checkpoint
+from .vision import check_clip_vision, encode_cls, encode_patches, pad_to_square, resize, segment
+
+WHITE, BLACK = 1.0, 0.0
+
+
+@dataclass(frozen=True)
+class Face:
+    """A recognised face: ArcFace `embedding` (512,) of unit norm and the aligned `crop` (224, 224, 3) in 0..1."""
+
+    embedding: Tensor
+    crop: Tensor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """CLS (768,) for the text and n groups of tokens (n, 4, 2048) for the image branch, with where and how strongly they act.
+
+    `space` and `variant` name the checkpoint that made it; `region` is None or a mask (H, W) in 0..1; percents are of sampling.
+    """
+
+    cls: Tensor
+    tokens: Tensor
+    variant: str
+    space: str
+    name: str = ""
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    region: Tensor | None = None
+
+
+def encode_subject(checkpoint: Checkpoint, clip_vision: ClipVisionModel, photos: list[Tensor], faces: list[Face] | None = None,
+                   masks: list[Tensor] | None = None, cls_from: str = "first") -> Subject:
+    """Reference photos (H, W, 3) in 0..1 of one subject -> Subject.
+
+    faces: one per photo, needed by `portrait`. masks: (H, W) per photo, cuts the subject out on white. cls_from: `first`
+    photo, as released, or the `mean` of all. Raises ValueError on another CLIP, no photos, or faces that do not match.
+    """
+    check_clip_vision(clip_vision, checkpoint)
+    if not photos:
+        raise ValueError("images: a subject needs at least one reference photo")
+    if masks is not None:
+        photos = [segment(photo, mask) for photo, mask in zip(photos, masks, strict=True)]
+    if checkpoint.variant == PORTRAIT:
+        if faces is None or len(faces) != len(photos):
+            raise ValueError(f"faces: a portrait checkpoint needs one face per photo, got {len(faces or [])} for {len(photos)} photos")
+        cls = encode_cls(clip_vision, checkpoint, photos, BLACK)
+        identity = torch.stack([face.embedding for face in faces]).float()
+        crops = [resize(face.crop, clip_vision.image_size) for face in faces]
+    else:
+        cls = encode_cls(clip_vision, checkpoint, photos, WHITE)
+        identity = cls
+        crops = [resize(pad_to_square(photo, WHITE), clip_vision.image_size) for photo in photos]
+    tokens = subject_tokens(checkpoint, identity, encode_patches(clip_vision, crops))
+    return Subject(
+        cls=cls[0] if cls_from == "first" else cls.mean(dim=0),
+        tokens=tokens,
+        variant=checkpoint.variant,
+        space=checkpoint.hash,
+    )
+
+
+@torch.no_grad()
+def subject_tokens(checkpoint: Checkpoint, identity: Tensor, patches: Tensor) -> Tensor:
+    """Identity vectors (n, 512 or 768) and patches (n, 257, 1024) -> subject tokens (n, 4, 2048) float32 on the CPU."""
+    comfy.model_management.load_model_gpu(checkpoint.adapter)
+    device = checkpoint.adapter.load_device
+    return checkpoint.adapter.model.subject_tokens(identity.to(device), patches.to(device)).cpu()

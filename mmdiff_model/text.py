@@ -1,0 +1,158 @@
+"""Vision-augmented text: the class word's token embedding is fused with CLS before the text encoders run.
+
+ComfyUI's tokenised prompt may hold a vector in place of a token id, so the text encoders themselves stay untouched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+from comfy.sd import CLIP
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .lora import text_patches
+from .prompt import PromptError, mark_triggers, strip_triggers, trigger_subjects
+from .schedule import Schedule
+from .subject import Subject
+
+MARKER, MARKER_ID = "<|startoftext|>", 49406
+ENCODERS = ("l", "g")
+CHUNK = 77
+# conditioning entry: (subject, token position in the flat embeddings) of each fused class word
+CLASS_WORDS = "mmdiff_class_words"
+
+Tokens = dict[str, list[list[tuple]]]
+
+
+@dataclass(frozen=True)
+class ClassWord:
+    """The last token of a class word: its subject, and where it stands (chunk of 77 tokens, position in the chunk)."""
+
+    subject: int
+    chunk: int
+    position: int
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """Conditionings of one prompt pair, as ComfyUI's nodes pass them: lists of [embeddings (1, 77 c, 2048), options]."""
+
+    positive: list
+    negative: list
+
+
+def encode_text(clip: CLIP, checkpoint: Checkpoint, subjects: Sequence[Subject], positive: str, negative: str,
+                schedule: Schedule | None = None, clean_negative: bool = False) -> TextEncoding:
+    """A prompt with triggers and a negative prompt -> conditionings, plain or fused in each phase of the schedule.
+
+    As released, the negative prompt's token at a class word's position is fused too, unless `clean_negative`.
+    Raises PromptError on misplaced triggers and ValueError where CLIP is not SDXL's.
+    """
+    clip = with_text_lora(clip, checkpoint)
+    words = find_class_words(clip, positive, trigger_subjects(positive, [subject.name for subject in subjects]))
+    fuse = TextFusion(clip, checkpoint, subjects)
+    encoded = TextEncoding([], [])
+    for phase in (schedule or Schedule()).phases(subjects):
+        options = phase.conditioning_options()
+        active = {key: [word for word in found if word.subject in phase.subjects] for key, found in words.items()}
+        keys = tuple((word.subject, word.chunk * CHUNK + word.position) for word in active["l"])
+        encoded.positive.extend(fuse.encode(strip_triggers(positive), active, {**options, CLASS_WORDS: keys}))
+        encoded.negative.extend(fuse.encode(negative, {} if clean_negative else active, options))
+    return encoded
+
+
+def with_text_lora(clip: CLIP, checkpoint: Checkpoint) -> CLIP:
+    """A clone of CLIP with the checkpoint's text LoRA. Raises ValueError where it is not SDXL's pair of text encoders."""
+    tokenizer = clip.tokenizer
+    if not all(hasattr(tokenizer, f"clip_{key}") for key in ENCODERS):
+        raise ValueError(f"clip: MM-Diff needs SDXL's two text encoders, this CLIP has the tokeniser {type(tokenizer).__name__}. "
+                         "Connect the CLIP of an SDXL checkpoint.")
+    clip = clip.clone()
+    try:
+        clip.add_patches(text_patches(clip.patcher, checkpoint.text_lora, checkpoint.text_encoder_2_lora))
+    except ValueError as error:
+        raise ValueError(f"clip: {error}. Connect the CLIP of the SDXL model that the checkpoint was trained on.") from error
+    return clip
+
+
+def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[str, list[ClassWord]]:
+    """Where each trigger's class word ends, for each encoder, in the prompt without triggers.
+
+    The host's tokeniser reads the prompt once with a marker in each trigger's place; as many real tokens as stand before
+    the marker stand before the class word's end. Raises PromptError where no word does, or two subjects share one.
+    """
+    marked = clip.tokenize(mark_triggers(prompt, MARKER), return_word_ids=True)
+    clean = clip.tokenize(strip_triggers(prompt), return_word_ids=True)
+    words = {}
+    for key in ENCODERS:
+        places = [(chunk, position) for chunk, row in enumerate(clean[key]) for position, token in enumerate(row) if token[2] > 0]
+        counts, real = [], 0
+        for token, _, word_id in (token for row in marked[key] for token in row):
+            if word_id > 0 and not torch.is_tensor(token) and token == MARKER_ID:
+                counts.append(real)
+            elif word_id > 0:
+                real += 1
+        words[key] = [ClassWord(subject, *places[count - 1]) if count else None for subject, count in zip(subjects, counts, strict=True)]
+        _check_class_words(clip, prompt, clean[key], words[key])
+    return words
+
+
+def _check_class_words(clip: CLIP, prompt: str, rows: list[list[tuple]], words: list[ClassWord | None]) -> None:
+    owners = {}
+    for word in words:
+        if word is None:
+            raise PromptError(prompt, "a trigger has no word before it")
+        token = rows[word.chunk][word.position][0]
+        if not torch.is_tensor(token) and not any(char.isalnum() for char in clip.tokenizer.untokenize([(token, 1.0)])[0][1].removesuffix("</w>")):
+            raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word")
+        if owners.setdefault((word.chunk, word.position), word.subject) != word.subject:
+            raise PromptError(prompt, "two subjects share one class word; mix them with MMDiffMixSubjects or give each its own word")
+
+
+class TextFusion:
+    """Encodes prompts with the fused token embeddings of given subjects."""
+
+    def __init__(self, clip: CLIP, checkpoint: Checkpoint, subjects: Sequence[Subject]):
+        self.clip = clip
+        self.adapter = checkpoint.adapter
+        self.cls = [subject.cls for subject in subjects]
+
+    def encode(self, prompt: str, words: dict[str, list[ClassWord]], options: dict) -> list:
+        """Conditioning of a prompt whose tokens at `words` are fused; a word beyond the prompt's chunks is left out."""
+        tokens = self.clip.tokenize(prompt, return_word_ids=True)
+        ends = {key: sum(word_id > 0 for _, _, word_id in rows[0]) + 1 for key, rows in tokens.items()}
+        words = {key: [word for word in found if word.chunk < len(tokens[key])] for key, found in words.items()}
+        conditioning = self._encode(tokens, words, options)
+        within = {key: [word for word in found if word.chunk > 0 or word.position < ends[key]] for key, found in words.items()}
+        if within != words:
+            # ComfyUI counts vectors after the end token as text and would pool one of them
+            pooled = self._encode(tokens, within, options)
+            for (_, entry), (_, text_only) in zip(conditioning, pooled, strict=True):
+                entry["pooled_output"] = text_only["pooled_output"]
+        return conditioning
+
+    def _encode(self, tokens: Tokens, words: dict[str, list[ClassWord]], options: dict) -> list:
+        rows = {key: [[(token, weight) for token, weight, _ in row] for row in chunks] for key, chunks in tokens.items()}
+        if words and words["l"]:
+            for key, vectors in zip(ENCODERS, self._fuse(rows, words), strict=True):
+                for word, vector in zip(words[key], vectors, strict=True):
+                    rows[key][word.chunk][word.position] = (vector, rows[key][word.chunk][word.position][1])
+        return self.clip.encode_from_tokens_scheduled(rows, add_dict=options)
+
+    @torch.no_grad()
+    def _fuse(self, rows: Tokens, words: dict[str, list[ClassWord]]) -> tuple[Tensor, Tensor]:
+        embeddings = tuple(torch.stack([self._embed(key, rows[key][word.chunk][word.position][0]) for word in words[key]]) for key in ENCODERS)
+        cls = torch.stack([self.cls[word.subject] for word in words["l"]])
+        comfy.model_management.load_model_gpu(self.adapter)
+        device = self.adapter.load_device
+        return tuple(fused.cpu() for fused in self.adapter.model.fuse(tuple(e.to(device) for e in embeddings), cls.to(device)))
+
+    def _embed(self, key: str, token: int | Tensor) -> Tensor:
+        if torch.is_tensor(token):
+            return token.float()
+        device = self.clip.load_model().load_device
+        encoder = getattr(self.clip.cond_stage_model, f"clip_{key}").transformer
+        return encoder.get_input_embeddings()(torch.tensor([token], device=device), out_dtype=torch.float32)[0].cpu()
+

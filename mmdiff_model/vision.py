@@ -1,0 +1,74 @@
+"""Vision encoder: CLIP ViT-L/14 gives CLS (tuned weights) and patch embeddings (base weights) of reference photos.
+
+Both views share one copy of CLIP in memory: the tuned one is the CLIP_VISION socket's patcher with "set" weight patches.
+"""
+
+import comfy.model_management
+import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint
+
+
+def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> None:
+    """Raises ValueError unless this CLIP's patch and CLS sizes are the checkpoint's (ViT-L/14: 1024 and 768)."""
+    width, projection = clip_vision.config.get("hidden_size"), clip_vision.config.get("projection_dim")
+    wanted = (checkpoint.sizes.patch_dim, checkpoint.sizes.cls_dim)
+    if (width, projection) != wanted:
+        raise ValueError(
+            f"clip_vision: this model has width {width} and projection {projection}, the MM-Diff checkpoint needs {wanted[0]} and "
+            f"{wanted[1]}. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision loader.")
+
+
+def pad_to_square(photo: Tensor, fill: float = 0.0) -> Tensor:
+    """(H, W, 3) -> (S, S, 3), the photo in the middle; an odd difference leaves it one pixel off square, as released."""
+    height, width = photo.shape[:2]
+    side = abs(height - width) // 2
+    padding = (0, 0, side, side, 0, 0) if height > width else (0, 0, 0, 0, side, side)
+    return nn.functional.pad(photo, padding, value=fill)
+
+
+def segment(photo: Tensor, mask: Tensor) -> Tensor:
+    """The subject cut out of (H, W, 3) by a (H, W) mask: cropped to its box, on plain white (paper, method figure)."""
+    rows, columns = mask.amax(dim=1).nonzero()[:, 0], mask.amax(dim=0).nonzero()[:, 0]
+    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    alpha = mask[box].unsqueeze(-1)
+    return photo[box] * alpha + (1 - alpha)
+
+
+def resize(photo: Tensor, size: int) -> Tensor:
+    """(H, W, 3) in 0..1 -> (size, size, 3): antialiased bilinear on 8-bit values, as released datasets.py."""
+    pixels = (photo * 255).round().movedim(-1, 0)
+    if pixels.shape[1:] != (size, size):
+        pixels = nn.functional.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0].round()
+    return pixels.movedim(0, -1) / 255
+
+
+@torch.no_grad()
+def encode_cls(clip_vision: ClipVisionModel, checkpoint: Checkpoint, photos: list[Tensor], fill: float = 0.0) -> Tensor:
+    """Photos (H, W, 3) in 0..1, any sizes -> projected CLS of the tuned encoder, (n, 768) float32 on the CPU."""
+    squares = torch.stack([resize(pad_to_square(photo, fill), clip_vision.image_size) for photo in photos])
+    return _run(clip_vision, tuned(clip_vision, checkpoint), squares)[2]
+
+
+@torch.no_grad()
+def encode_patches(clip_vision: ClipVisionModel, crops: list[Tensor]) -> Tensor:
+    """Crops (224, 224, 3) in 0..1 -> hidden_states[-2] of the base encoder, (n, 257, 1024) float32 on the CPU."""
+    return _run(clip_vision, clip_vision.patcher, torch.stack(crops))[1]
+
+
+def tuned(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> ModelPatcher:
+    """The socket's patcher with the checkpoint's vision weights in place of the base ones."""
+    patcher = clip_vision.patcher.clone()
+    patcher.add_patches({key: ("set", (weight,)) for key, weight in checkpoint.vision.items()})
+    return patcher
+
+
+def _run(clip_vision: ClipVisionModel, patcher: ModelPatcher, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    comfy.model_management.load_model_gpu(patcher)
+    pixels = images.to(patcher.load_device).movedim(-1, 1)
+    mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (clip_vision.image_mean, clip_vision.image_std))
+    last, penultimate, projected = clip_vision.model(pixel_values=(pixels - mean) / std, intermediate_output=-2)[:3]
+    return last.float().cpu(), penultimate.float().cpu(), projected.float().cpu()

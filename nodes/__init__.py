@@ -1,0 +1,30 @@
+"""V3 nodes of MM-Diff: schemas, checks of user input and calls into mmdiff_model.
+
+Custom sockets: MMDIFF is a mmdiff_model.checkpoint.Checkpoint, MMDIFF_SUBJECT a mmdiff_model.subject.Subject.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import MMDiffApply, MMDiffApplyModel, MMDiffTextEncode
+from .checkpoints import MMDiffLoader, MMDiffSaveCheckpoint
+from .encode_subject import MMDiffEncodeSubject
+from .face_analysis import MMDiffFaceAnalysisLoader
+from .mix import MMDiffMixSubjects
+
+
+class MMDiffExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            MMDiffLoader,
+            MMDiffFaceAnalysisLoader,
+            MMDiffEncodeSubject,
+            MMDiffMixSubjects,
+            MMDiffApply,
+            MMDiffTextEncode,
+            MMDiffApplyModel,
+            MMDiffSaveCheckpoint,
+        ]
+
+
+async def comfy_entrypoint() -> MMDiffExtension:
+    return MMDiffExtension()

@@ -1,0 +1,85 @@
+"""Loading MM-Diff checkpoints from models/mmdiff, and saving one as a single .safetensors."""
+
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..mmdiff_model.checkpoint import OFFICIAL_FILES, load_checkpoint, save_checkpoint
+from .sockets import MMDiff, mmdiff_input
+
+FOLDER = "mmdiff"
+folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".bin"})
+
+
+def checkpoint_names() -> list[str]:
+    """Single .safetensors files, and folders that hold at least one of the official files ("." is models/mmdiff itself)."""
+    names = set()
+    for file in map(Path, folder_paths.get_filename_list(FOLDER)):
+        if file.suffix == ".safetensors":
+            names.add(file.as_posix())
+        elif file.name in OFFICIAL_FILES:
+            names.add(file.parent.as_posix())
+    return sorted(names)
+
+
+def checkpoint_path(name: str) -> Path:
+    """Full path of a name from checkpoint_names. Raises FileNotFoundError."""
+    for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"checkpoint: '{name}' is no longer in {', '.join(folder_paths.get_folder_paths(FOLDER))}. "
+                            "Put it back or choose another, then refresh the node definitions (R).")
+
+
+class MMDiffLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffLoader",
+            display_name="Load MM-Diff",
+            category="MM-Diff/loaders",
+            description="Loads an MM-Diff checkpoint: the official folder of three files, or one .safetensors.",
+            search_aliases=["mmdiff", "mm-diff", "personalization", "identity"],
+            inputs=[
+                io.Combo.Input("checkpoint", options=checkpoint_names(),
+                               tooltip="A folder with the three official files, or a .safetensors file, in models/mmdiff."),
+                io.Boolean.Input("text_encoder_2_lora", default=False, advanced=True,
+                                 tooltip="Also apply the LoRA of the second text encoder. The released code reads it but never applies it."),
+            ],
+            outputs=[MMDiff.Output(display_name="mmdiff", tooltip="The checkpoint, for the other MM-Diff nodes.")],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str, text_encoder_2_lora: bool) -> io.NodeOutput:
+        return io.NodeOutput(load_checkpoint(checkpoint_path(checkpoint), text_encoder_2_lora))
+
+
+class MMDiffSaveCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffSaveCheckpoint",
+            display_name="Save MM-Diff Checkpoint",
+            category="MM-Diff/loaders",
+            description="Writes a loaded MM-Diff checkpoint as one .safetensors into models/mmdiff, where Load MM-Diff finds it.",
+            search_aliases=["convert mmdiff", "safetensors"],
+            inputs=[
+                mmdiff_input(),
+                io.String.Input("filename", default="mmdiff", tooltip="Name of the file, without .safetensors. It must not exist yet."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, mmdiff, filename: str) -> io.NodeOutput:
+        folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+        path = folder / f"{filename.removesuffix('.safetensors')}.safetensors"
+        if not filename.strip() or path.parent.resolve() != folder.resolve():
+            raise ValueError(f"filename: '{filename}' is not a plain file name. Use letters, digits, '-' and '_'.")
+        if path.exists():
+            raise FileExistsError(f"filename: '{path.name}' is already in {folder}. Choose another name or delete that file.")
+        save_checkpoint(mmdiff, path)
+        return io.NodeOutput(ui={"text": [f"Saved {path.name} to {folder}"]})

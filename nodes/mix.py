@@ -1,0 +1,44 @@
+"""Mixing the identities of several subjects into one."""
+
+from comfy_api.latest import io
+
+from ..mmdiff_model.mixing import join_tokens, spherical, weighted_mean
+from .sockets import MMDiffSubject, connected_subjects, subjects_input
+
+ALL_TOKENS, WEIGHTED, SPHERICAL = "all tokens (as released)", "weighted mean", "spherical"
+
+
+class MMDiffMixSubjects(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffMixSubjects",
+            display_name="Mix MM-Diff Subjects",
+            category="MM-Diff",
+            description="Several subjects become one: photos of different sizes of one person, or a mix of identities.",
+            search_aliases=["identity mixing", "blend faces", "merge subjects"],
+            inputs=[
+                subjects_input(),
+                io.Combo.Input("mode", options=[ALL_TOKENS, WEIGHTED, SPHERICAL], default=ALL_TOKENS,
+                               tooltip="'all tokens' is the released identity mixing: the first subject leads the text, all lead the image. "
+                                       "'weighted mean' and 'spherical' blend both by the weights."),
+                io.String.Input("weights", default="", tooltip="One weight for each subject, such as 1, 0.5. Empty: equal. Not used by 'all tokens'."),
+            ],
+            outputs=[MMDiffSubject.Output(display_name="subject", tooltip="The mixed subject, for Apply MM-Diff.")],
+        )
+
+    @classmethod
+    def execute(cls, subjects: io.Autogrow.Type, mode: str, weights: str) -> io.NodeOutput:
+        found = connected_subjects(subjects)
+        if mode == ALL_TOKENS:
+            return io.NodeOutput(join_tokens(found))
+        numbers = parse_weights(weights) or [1.0] * len(found)
+        return io.NodeOutput((weighted_mean if mode == WEIGHTED else spherical)(found, numbers))
+
+
+def parse_weights(text: str) -> list[float]:
+    """Comma-separated numbers. Raises ValueError naming the input."""
+    try:
+        return [float(part) for part in text.split(",")] if text.strip() else []
+    except ValueError as error:
+        raise ValueError(f"weights: '{text}' is not a list of numbers. Write one for each subject, such as: 1, 0.5") from error

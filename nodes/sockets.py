@@ -1,0 +1,44 @@
+"""Sockets and inputs that several nodes share."""
+
+from comfy_api.latest import io
+
+from ..mmdiff_model.checkpoint import Checkpoint
+from ..mmdiff_model.subject import Subject
+
+MMDiff = io.Custom("MMDIFF")
+MMDiffSubject = io.Custom("MMDIFF_SUBJECT")
+
+MAX_SUBJECTS = 16
+
+
+def mmdiff_input() -> io.Input:
+    return MMDiff.Input("mmdiff", tooltip="The MM-Diff checkpoint, from MM-Diff Loader.")
+
+
+def subjects_input(minimum: int = 1) -> io.Input:
+    """A list of subjects that grows as they are connected: subject_1, subject_2, ..."""
+    subject = MMDiffSubject.Input("subject", tooltip="A subject from Encode Subject, Mix Subjects or a subject file.")
+    names = [f"subject_{i + 1}" for i in range(MAX_SUBJECTS)]
+    return io.Autogrow.Input("subjects", template=io.Autogrow.TemplateNames(subject, names=names, min=minimum),
+                             tooltip="The k-th subject is the one that the k-th <|subj|> in the prompt calls.")
+
+
+def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoint | None = None) -> list[Subject]:
+    """The connected subjects in the order of their sockets.
+
+    Raises ValueError without any, with one of another checkpoint's space, or with a name used twice.
+    """
+    connected = {name: subject for name, subject in subjects.items() if subject is not None}
+    if not connected:
+        raise ValueError("subjects: no subject is connected. Connect the output of MM-Diff Encode Subject.")
+    first = next(iter(connected.values()))
+    variant, space, owner = (checkpoint.variant, checkpoint.hash, f"checkpoint '{checkpoint.name}'") if checkpoint else (first.variant, first.space, "first subject")
+    seen = set()
+    for name, subject in connected.items():
+        if (subject.variant, subject.space) != (variant, space):
+            raise ValueError(f"subjects.{name}: this subject was made with another checkpoint ({subject.variant}, {subject.space}) than the "
+                             f"{owner} ({variant}, {space}). Encode its photos again with the checkpoint in use.")
+        if subject.name and subject.name in seen:
+            raise ValueError(f"subjects.{name}: the name '{subject.name}' is used twice. Give each subject its own name.")
+        seen.add(subject.name)
+    return list(connected.values())
