@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .attention import MultimodalCrossAttention, image_projections, project_tokens
-from .auto_routing import AttentionMaps, reading_blocks
+from .auto_routing import AttentionMaps, reading_blocks, separate
 from .checkpoint import Checkpoint
 from .lora import unet_patches
 from .routing import AUTO, MASKS, OFF, MaskRouting
@@ -23,6 +23,12 @@ from .subject import Subject
 from .text import CLASS_WORDS
 
 WRAPPER_KEY = "mmdiff"
+
+
+def last_routing(model: ModelPatcher) -> Tensor | None:
+    """What the latest run with this model decided, (b, subjects, h, w), or None without a run, without subjects or without routing."""
+    found = model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
+    return found[0].last_routing if found else None
 
 
 def apply_subjects(model: ModelPatcher, checkpoint: Checkpoint, subjects: Sequence[Subject], fuse_scale: float = 0.8,
@@ -46,7 +52,10 @@ def apply_subjects(model: ModelPatcher, checkpoint: Checkpoint, subjects: Sequen
 
 
 class SubjectSampling:
-    """SAMPLER_SAMPLE wrapper: prepares a Run and lets the sampler work with it."""
+    """SAMPLER_SAMPLE wrapper: prepares a Run and lets the sampler work with it.
+
+    `last_routing` is a record for previews, (b, subjects, h, w) of the latest run's weights, or None without routing.
+    """
 
     def __init__(self, checkpoint: Checkpoint, subjects: tuple[Subject, ...], fuse_scale: float, schedule: Schedule, routing: str):
         self.checkpoint = checkpoint
@@ -55,12 +64,15 @@ class SubjectSampling:
         self.schedule = schedule
         self.auto = routing == AUTO
         self.masks = MaskRouting([subject.region for subject in subjects]) if routing == MASKS else None
+        self.last_routing: Tensor | None = None
 
     def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
         resolve_steps(guider.conds, sigmas)
         run = Run(self, guider, sigmas, tuple(noise.shape[-2:]))
         run.install(extra_args["model_options"]["transformer_options"])
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        self.last_routing = run.decided()
+        return samples
 
 
 class Run:
@@ -116,3 +128,12 @@ class Run:
         words = tuple((acting.index(subject), position) for subject, position in cond.get(CLASS_WORDS, ()) if subject in acting)
         area = tuple(cond["area"]) if "area" in cond else None
         return Chunk(uuid, area, words, cond["cross_attn"].shape[1])
+
+    def decided(self) -> Tensor | None:
+        """The run's routing, (b, subjects, h, w) on the CPU: masks as given, or the last maps that auto read of whole pictures."""
+        if self.masks is not None:
+            return self.masks.regions[None]
+        if self.maps is None or not self.maps.maps:
+            return None
+        maps = next(reversed(self.maps.maps.values()))
+        return separate(maps.flatten(2)).view_as(maps).cpu()

@@ -15,14 +15,16 @@ from .checkpoint import Checkpoint
 from .vision import check_clip_vision, encode_cls, encode_patches, pad_to_square, resize, segment
 
 WHITE, BLACK = 1.0, 0.0
+THUMBNAIL = 128
 
 
 @dataclass(frozen=True)
 class Face:
-    """A recognised face: ArcFace `embedding` (512,) of unit norm and the aligned `crop` (224, 224, 3) in 0..1."""
+    """A recognised face: ArcFace `embedding` (512,) of unit norm, the aligned `crop` (224, 224, 3) in 0..1, the detector's score."""
 
     embedding: Tensor
     crop: Tensor
+    score: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Subject:
     """CLS (768,) for the text and n groups of tokens (n, 4, 2048) for the image branch, with where and how strongly they act.
 
     `space` and `variant` name the checkpoint that made it; `region` is None or a mask (H, W) in 0..1; percents are of sampling.
+    What was encoded stays known: `scores` of the faces, `outliers` (1-based numbers of photos unlike the rest), a `thumbnail`.
     """
 
     cls: Tensor
@@ -41,6 +44,9 @@ class Subject:
     start_percent: float = 0.0
     end_percent: float = 1.0
     region: Tensor | None = None
+    scores: tuple[float, ...] = ()
+    outliers: tuple[int, ...] = ()
+    thumbnail: Tensor | None = None
 
 
 def encode_subject(checkpoint: Checkpoint, clip_vision: ClipVisionModel, photos: list[Tensor], faces: list[Face] | None = None,
@@ -71,7 +77,22 @@ def encode_subject(checkpoint: Checkpoint, clip_vision: ClipVisionModel, photos:
         tokens=tokens,
         variant=checkpoint.variant,
         space=checkpoint.hash,
+        scores=tuple(face.score for face in faces or ()),
+        outliers=find_outliers(identity),
+        thumbnail=resize(crops[0], THUMBNAIL),
     )
+
+
+def find_outliers(identity: Tensor) -> tuple[int, ...]:
+    """1-based numbers of photos whose identity vectors (n, d) are far from the others'; needs three photos or more.
+
+    A photo stands out when its mean cosine to the others is below half of the median photo's.
+    """
+    if len(identity) < 3:
+        return ()
+    directions = identity / identity.norm(dim=-1, keepdim=True)
+    cosines = (directions @ directions.T).fill_diagonal_(0).sum(dim=1) / (len(identity) - 1)
+    return tuple(int(i) + 1 for i in (cosines < cosines.median() * 0.5).nonzero()[:, 0])
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from .checkpoints import MMDiffLoader, MMDiffSaveCheckpoint
 from .encode_subject import MMDiffEncodeSubject
 from .face_analysis import MMDiffFaceAnalysisLoader
 from .mix import MMDiffMixSubjects
+from .routing_preview import MMDiffRoutingPreview
+from .subjects import MMDiffLoadSubject, MMDiffSaveSubject, MMDiffSubjectRegion
 
 
 class MMDiffExtension(ComfyExtension):
@@ -18,10 +20,14 @@ class MMDiffExtension(ComfyExtension):
             MMDiffLoader,
             MMDiffFaceAnalysisLoader,
             MMDiffEncodeSubject,
+            MMDiffSubjectRegion,
             MMDiffMixSubjects,
+            MMDiffSaveSubject,
+            MMDiffLoadSubject,
             MMDiffApply,
             MMDiffTextEncode,
             MMDiffApplyModel,
+            MMDiffRoutingPreview,
             MMDiffSaveCheckpoint,
         ]
 

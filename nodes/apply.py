@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..mmdiff_model.routing import MODES, OFF
 from ..mmdiff_model.sampling import apply_subjects
 from ..mmdiff_model.schedule import Schedule
 from ..mmdiff_model.text import encode_text
@@ -40,6 +41,12 @@ def negative_fusion_input() -> io.Input:
                                   "'clean' leaves the negative prompt as written.")
 
 
+def routing_input() -> io.Input:
+    return io.Combo.Input("routing", options=list(MODES), default=OFF,
+                          tooltip="Keeps several subjects apart. 'off': all share the picture, as released. 'masks': each stays in its "
+                                  "MM-Diff Subject Region. 'auto': regions are read from the prompt's own attention while sampling.")
+
+
 def check_range(start_percent: float, end_percent: float) -> None:
     if start_percent > end_percent:
         raise ValueError(f"start_percent: {start_percent} is after end_percent {end_percent}. Set it at or below end_percent.")
@@ -62,6 +69,7 @@ class MMDiffApply(io.ComfyNode):
                 *text_inputs(),
                 fuse_scale_input(),
                 *range_inputs(),
+                routing_input(),
                 negative_fusion_input(),
                 io.Int.Input("start_merge_step", default=0, min=0, max=10000, advanced=True,
                              tooltip="Above 0: the first step with the subject, counted in the sampler's steps as in the released code. "
@@ -76,12 +84,12 @@ class MMDiffApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, mmdiff, subjects: io.Autogrow.Type, positive: str, negative: str, fuse_scale: float, start_percent: float,
-                end_percent: float, negative_fusion: str = AS_RELEASED, start_merge_step: int = 0) -> io.NodeOutput:
+                end_percent: float, routing: str = OFF, negative_fusion: str = AS_RELEASED, start_merge_step: int = 0) -> io.NodeOutput:
         check_range(start_percent, end_percent)
         found = connected_subjects(subjects, mmdiff)
         schedule = Schedule(start_percent, end_percent, start_merge_step)
         text = encode_text(clip, mmdiff, found, positive, negative, schedule, clean_negative=negative_fusion == CLEAN)
-        return io.NodeOutput(apply_subjects(model, mmdiff, found, fuse_scale, schedule), text.positive, text.negative)
+        return io.NodeOutput(apply_subjects(model, mmdiff, found, fuse_scale, schedule, routing), text.positive, text.negative)
 
 
 class MMDiffTextEncode(io.ComfyNode):
@@ -131,11 +139,14 @@ class MMDiffApplyModel(io.ComfyNode):
                 subjects_input(),
                 fuse_scale_input(),
                 *range_inputs(),
+                routing_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the subjects' image branch and the LoRAs.")],
         )
 
     @classmethod
-    def execute(cls, model, mmdiff, subjects: io.Autogrow.Type, fuse_scale: float, start_percent: float, end_percent: float) -> io.NodeOutput:
+    def execute(cls, model, mmdiff, subjects: io.Autogrow.Type, fuse_scale: float, start_percent: float, end_percent: float,
+                routing: str = OFF) -> io.NodeOutput:
         check_range(start_percent, end_percent)
-        return io.NodeOutput(apply_subjects(model, mmdiff, connected_subjects(subjects, mmdiff), fuse_scale, Schedule(start_percent, end_percent)))
+        found = connected_subjects(subjects, mmdiff)
+        return io.NodeOutput(apply_subjects(model, mmdiff, found, fuse_scale, Schedule(start_percent, end_percent), routing))

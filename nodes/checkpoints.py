@@ -1,17 +1,15 @@
 """Loading MM-Diff checkpoints from models/mmdiff, and saving one as a single .safetensors."""
 
-import os
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..mmdiff_model.checkpoint import OFFICIAL_FILES, load_checkpoint, save_checkpoint
+from .folders import new_file, register
 from .sockets import MMDiff, mmdiff_input
 
-FOLDER = "mmdiff"
-folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".bin"})
+FOLDER = register("mmdiff", ".safetensors", ".bin")
 
 
 def checkpoint_names() -> list[str]:
@@ -75,11 +73,6 @@ class MMDiffSaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, mmdiff, filename: str) -> io.NodeOutput:
-        folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
-        path = folder / f"{filename.removesuffix('.safetensors')}.safetensors"
-        if not filename.strip() or path.parent.resolve() != folder.resolve():
-            raise ValueError(f"filename: '{filename}' is not a plain file name. Use letters, digits, '-' and '_'.")
-        if path.exists():
-            raise FileExistsError(f"filename: '{path.name}' is already in {folder}. Choose another name or delete that file.")
+        path = new_file(FOLDER, filename)
         save_checkpoint(mmdiff, path)
-        return io.NodeOutput(ui={"text": [f"Saved {path.name} to {folder}"]})
+        return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))

@@ -8,6 +8,8 @@ from ..mmdiff_model.subject import Subject
 MMDiff = io.Custom("MMDIFF")
 MMDiffSubject = io.Custom("MMDIFF_SUBJECT")
 
+# the same InsightFace object under the names that ComfyUI, IPAdapter plus and InstantID / PuLID give its socket
+FACE_SOCKETS = [io.Custom(name) for name in ("FACE_ANALYSIS", "INSIGHTFACE", "FACEANALYSIS")]
 MAX_SUBJECTS = 16
 
 
@@ -32,7 +34,9 @@ def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoi
     if not connected:
         raise ValueError("subjects: no subject is connected. Connect the output of MM-Diff Encode Subject.")
     first = next(iter(connected.values()))
-    variant, space, owner = (checkpoint.variant, checkpoint.hash, f"checkpoint '{checkpoint.name}'") if checkpoint else (first.variant, first.space, "first subject")
+    owner, variant, space = ("first subject", first.variant, first.space)
+    if checkpoint is not None:
+        owner, variant, space = (f"checkpoint '{checkpoint.name}'", checkpoint.variant, checkpoint.hash)
     seen = set()
     for name, subject in connected.items():
         if (subject.variant, subject.space) != (variant, space):

@@ -1,0 +1,51 @@
+"""Where each subject went: its routing weights as colour over the picture."""
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor, nn
+
+from ..mmdiff_model.sampling import last_routing
+
+COLOURS = torch.tensor([[0.95, 0.25, 0.2], [0.15, 0.55, 0.95], [0.2, 0.8, 0.35], [0.95, 0.75, 0.1], [0.7, 0.35, 0.9], [0.1, 0.8, 0.8]])
+
+
+class MMDiffRoutingPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffRoutingPreview",
+            display_name="MM-Diff Routing Preview",
+            category="MM-Diff",
+            description="Shows which part of the picture each subject was given, for routing 'masks' and 'auto': one picture per subject, in the "
+                        "order of the subjects.",
+            search_aliases=["heat map", "attention map", "daam"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL that Apply MM-Diff gave and the KSampler used."),
+                io.Image.Input("images", tooltip="The decoded pictures of that KSampler."),
+                io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.01, tooltip="How strongly the colours cover the picture."),
+            ],
+            outputs=[io.Image.Output(display_name="maps", tooltip="For each picture, one map per subject.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, images: Tensor, opacity: float) -> io.NodeOutput:
+        weights = last_routing(model)
+        if weights is None:
+            raise ValueError("model: no routing was recorded. Connect the MODEL that the KSampler used, and choose routing 'masks' or 'auto' "
+                             "(auto needs two subjects or more, each with a trigger).")
+        maps = torch.cat([heat_maps(image, subject_weights, opacity) for image, subject_weights in zip(images, spread(weights, len(images)), strict=True)])
+        return io.NodeOutput(maps, ui=ui.PreviewImage(maps, cls=cls))
+
+
+def spread(weights: Tensor, batch: int) -> Tensor:
+    """Weights of one picture serve the whole batch."""
+    return weights.expand(batch, -1, -1, -1) if len(weights) == 1 else weights
+
+
+def heat_maps(image: Tensor, weights: Tensor, opacity: float) -> Tensor:
+    """image (H, W, 3) and weights (subjects, h, w) -> (subjects, H, W, 3), each subject's weight in its colour."""
+    weights = nn.functional.interpolate(weights[None], image.shape[:2], mode="bilinear")[0, ..., None]
+    colours = COLOURS[torch.arange(len(weights)) % len(COLOURS)][:, None, None]
+    grey = image[..., :3].cpu().mean(dim=-1, keepdim=True).expand(-1, -1, 3)
+    return torch.lerp(grey.expand(len(weights), -1, -1, -1), colours * (0.3 + 0.7 * grey), opacity * weights)

@@ -1,0 +1,103 @@
+"""Where and how strongly a subject acts, and subjects as files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..mmdiff_model.subject_file import load_subject, save_subject
+from .apply import check_range, range_inputs
+from .folders import new_file, register
+from .images import check_mask
+from .sockets import MMDiffSubject
+
+FOLDER = register("mmdiff_subjects", ".safetensors")
+
+
+def subject_input() -> io.Input:
+    return MMDiffSubject.Input("subject", tooltip="A subject from Encode Subject, Mix Subjects or a subject file.")
+
+
+class MMDiffSubjectRegion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffSubjectRegion",
+            display_name="MM-Diff Subject Region",
+            category="MM-Diff",
+            description="Says where a subject goes (with routing 'masks'), how strongly and when it acts, and by which name a prompt calls it.",
+            search_aliases=["regional", "attention mask", "subject mask"],
+            inputs=[
+                subject_input(),
+                io.Mask.Input("mask", optional=True,
+                              tooltip="White where the subject may appear, any size. Used by routing 'masks'; without one the subject gets what other masks leave."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.01, tooltip="Multiplies fuse_scale for this subject. 0 switches its image term off."),
+                io.String.Input("name", default="", tooltip="Lets the prompt call it by name, as in: a woman<|subj:anna|>. Empty keeps the name it has."),
+                *range_inputs(),
+            ],
+            outputs=[MMDiffSubject.Output(display_name="subject", tooltip="The same identity with its region.")],
+        )
+
+    @classmethod
+    def execute(cls, subject, strength: float, name: str, start_percent: float, end_percent: float, mask=None) -> io.NodeOutput:
+        check_range(start_percent, end_percent)
+        name = name.strip()
+        if any(char in name for char in "|<>"):
+            raise ValueError(f"name: '{name}' cannot stand in a trigger. Use letters, digits, spaces, '-' and '_'.")
+        if mask is not None:
+            mask = check_mask("mask", mask)
+            if len(mask) > 1:
+                raise ValueError(f"mask: got a batch of {len(mask)} masks for one subject. Pick one, or join them with a mask composite.")
+            mask = mask[0]
+        return io.NodeOutput(replace(subject, strength=strength, name=name or subject.name, region=mask if mask is not None else subject.region,
+                                     start_percent=start_percent, end_percent=end_percent))
+
+
+class MMDiffSaveSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffSaveSubject",
+            display_name="Save MM-Diff Subject",
+            category="MM-Diff",
+            description="Writes a subject to models/mmdiff_subjects. Load it later without the photos, CLIP vision or face models.",
+            search_aliases=["save identity", "face model"],
+            inputs=[
+                subject_input(),
+                io.String.Input("filename", default="subject", tooltip="Name of the file, without .safetensors."),
+                io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, subject, filename: str, overwrite: bool) -> io.NodeOutput:
+        path = new_file(FOLDER, filename, overwrite)
+        save_subject(subject, path)
+        return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
+
+
+class MMDiffLoadSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffLoadSubject",
+            display_name="Load MM-Diff Subject",
+            category="MM-Diff",
+            description="Reads a subject that Save MM-Diff Subject wrote, and shows its thumbnail.",
+            search_aliases=["load identity", "face model"],
+            inputs=[io.Combo.Input("file", options=folder_paths.get_filename_list(FOLDER), tooltip="A subject file in models/mmdiff_subjects.")],
+            outputs=[MMDiffSubject.Output(display_name="subject", tooltip="The subject, for Apply MM-Diff with the checkpoint that made it.")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        subject = load_subject(Path(folder_paths.get_full_path_or_raise(FOLDER, file)))
+        shown = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)
+        return io.NodeOutput(subject, ui=shown)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> float:
+        return Path(folder_paths.get_full_path_or_raise(FOLDER, file)).stat().st_mtime
