@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .adapter import PORTRAIT
 from .checkpoint import Checkpoint
-from .vision import check_clip_vision, encode_cls, encode_patches, pad_to_square, resize, segment
+from .vision import check_clip_vision, encode_cls, encode_patches, pad_to_square, resize
 
 WHITE, BLACK = 1.0, 0.0
 THUMBNAIL = 128
@@ -50,17 +50,15 @@ class Subject:
 
 
 def encode_subject(checkpoint: Checkpoint, clip_vision: ClipVisionModel, photos: list[Tensor], faces: list[Face] | None = None,
-                   masks: list[Tensor] | None = None, cls_from: str = "first") -> Subject:
+                   cls_from: str = "first") -> Subject:
     """Reference photos (H, W, 3) in 0..1 of one subject -> Subject.
 
-    faces: one per photo, needed by `portrait`. masks: (H, W) per photo, cuts the subject out on white. cls_from: `first`
-    photo, as released, or the `mean` of all. Raises ValueError on another CLIP, no photos, or faces that do not match.
+    faces: one per photo, needed by `portrait`; `subject` takes photos cut out on white. cls_from: `first` photo, as released,
+    or the `mean` of all. Raises ValueError on another CLIP, no photos, or faces that do not match.
     """
     check_clip_vision(clip_vision, checkpoint)
     if not photos:
         raise ValueError("images: a subject needs at least one reference photo")
-    if masks is not None:
-        photos = [segment(photo, mask) for photo, mask in zip(photos, masks, strict=True)]
     if checkpoint.variant == PORTRAIT:
         if faces is None or len(faces) != len(photos):
             raise ValueError(f"faces: a portrait checkpoint needs one face per photo, got {len(faces or [])} for {len(photos)} photos")

@@ -1,0 +1,27 @@
+"""Sets up a ComfyUI (see setup_host.py) and runs the tests in it: python tools/test.py [pytest's own arguments]."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import setup_host
+
+
+def main() -> int:
+    """The exit status of pytest, which is a failure too where it found no test; 1 if setting up failed."""
+    try:
+        host = setup_host.prepare()
+    except setup_host.SetupError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}
+    command = [host.python, "-m", "pytest", *(sys.argv[1:] or ["-q"])]
+    status = subprocess.run(command, cwd=setup_host.ROOT, env=environment).returncode
+    print("All tests passed." if status == 0 else f"The tests failed (pytest's exit status {status}).", flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
