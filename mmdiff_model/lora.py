@@ -92,11 +92,11 @@ def unet_patches(model: ModelPatcher, unet_lora: dict[str, Tensor]) -> dict:
     Raises ValueError where an attention of the checkpoint is not in the model.
     """
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    shapes = {key: weight.shape for key, weight in model.model.state_dict().items()}
     lora = {f"unet.{key}": tensor for key, tensor in unet_lora.items() if not any(name in key for name in IMAGE_LORAS)}
     for key, tensor in lora.items():
         module = key.split("_lora.")[0]
-        weight = keys.get(module)
-        if weight is None or not _fits(tensor, key, model.model.state_dict()[weight].shape):
+        if module not in keys or not _fits(tensor, key, shapes[keys[module]]):
             raise ValueError(f"'{module.removeprefix('unet.')}' has no counterpart of the same size in this base model")
     return comfy.lora.load_lora(lora, keys)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .attention import BlockKey, image_attention, text_attention
@@ -44,27 +45,38 @@ class Step:
     def attend(self, block: BlockKey, q: Tensor, k: Tensor, v: Tensor, image: tuple[Tensor, Tensor], previous: Callable | None,
                extra_options: dict) -> Tensor:
         """Text attention, with the image term added to the conditional rows of (b, h w, width); other rows stay bit for bit."""
-        out = text_attention(q, k, v, extra_options) if previous is None else previous(q, k, v, extra_options)
+        parts = [(rows, chunk and self.route(block, q[rows], k[rows], chunk, extra_options), chunk) for rows, chunk in self.parts(len(q), extra_options)]
+        out = self.text(q, k, v, parts, previous, extra_options)
         if self.keys is not None:
             image = tuple(x[:, self.keys] for x in image)
-        for rows, chunk in self.rows(len(q), extra_options):
-            text = q[rows], k[rows], v[rows]
-            routed = self.route(block, text[0], text[1], chunk, extra_options)
-            if routed is None:
-                out[rows] += image_attention(text[0], *image, extra_options)
-                continue
-            if routed.text_bias is not None:
-                kept_out = text_attention(*text, extra_options, routed.text_bias)
-                out[rows] = kept_out if previous is None else out[rows] + kept_out - text_attention(*text, extra_options)
-            out[rows] += routed.gate * image_attention(text[0], *image, extra_options, routed.image_bias)
+        for rows, routed, chunk in parts:
+            if routed is not None:
+                out[rows] += routed.gate * image_attention(q[rows], *image, extra_options, routed.image_bias)
+            elif chunk is not None:
+                out[rows] += image_attention(q[rows], *image, extra_options)
         return out
 
-    def rows(self, batch: int, extra_options: dict) -> list[tuple[slice, Chunk]]:
-        """Slices of conditional rows. Attention-couple packs lengthen the batch and publish its true layout."""
+    def text(self, q: Tensor, k: Tensor, v: Tensor, parts: list[tuple[slice, Routed | None, Chunk | None]], previous: Callable | None,
+             extra_options: dict) -> Tensor:
+        """The text branch, each class word kept out of other subjects' regions: in what `previous` gives, by the difference it makes."""
+        biases = [routed and routed.text_bias for _, routed, _ in parts]
+        if all(bias is None for bias in biases):
+            return text_attention(q, k, v, extra_options) if previous is None else previous(q, k, v, extra_options)
+        rows = [rows for rows, _, _ in parts]
+        if previous is None:
+            return torch.cat([text_attention(q[r], k[r], v[r], extra_options, bias) for r, bias in zip(rows, biases, strict=True)])
+        out = previous(q, k, v, extra_options)
+        for r, bias in zip(rows, biases, strict=True):
+            if bias is not None:
+                out[r] += text_attention(q[r], k[r], v[r], extra_options, bias) - text_attention(q[r], k[r], v[r], extra_options)
+        return out
+
+    def parts(self, batch: int, extra_options: dict) -> list[tuple[slice, Chunk | None]]:
+        """The batch as slices with their chunks. Attention-couple packs lengthen the batch and publish its true layout."""
         layout = extra_options.get("cond_or_uncond_couple") or extra_options.get("cond_or_uncond_hook_couple")
         chunks = self.chunks if layout is None else [self.by_index.get(index) for index in layout]
         size = batch // len(chunks)
-        return [(slice(i * size, (i + 1) * size), chunk) for i, chunk in enumerate(chunks) if chunk is not None]
+        return [(slice(i * size, (i + 1) * size), chunk) for i, chunk in enumerate(chunks)]
 
     def route(self, block: BlockKey, q: Tensor, k: Tensor, chunk: Chunk, extra_options: dict) -> Routed | None:
         """How this attention is routed; None for one softmax over all subjects at every pixel."""

@@ -2,8 +2,10 @@
 
     python tools/benchmark.py [--rounds 8] [--steps 2] [--size 32] [--json FILE]
 
-Configurations take turns in every round, so that drift of the machine meets all alike; ratios are to `plain` of the same
-round, as median and range. On a CPU the latent is 32 x 32, with CUDA 128 x 128 (a 1024 x 1024 picture). Batch 2 (cfg 5).
+Settings take turns in every round, so that drift of the machine meets all alike; ratios are to `plain` of the same round,
+as median and range. On a CPU the latent is 32 x 32, with CUDA 128 x 128 (a 1024 x 1024 picture). Batch 2 (cfg 5). All
+settings share one loaded model with the LoRAs merged, which leaves the plain step what it was and its memory comparable:
+ComfyUI keeps the originals of LoRA-patched weights in RAM, here as with any LoRA.
 """
 
 import argparse
@@ -127,38 +129,49 @@ def random_checkpoint():
 def make_settings(base) -> list[Setting]:
     """Plain; one subject with 1, 4 and 12 photos, K and V kept or projected anew; 1, 2 and 4 subjects in each routing."""
     import torch
-    from comfy.patcher_extension import WrappersMP
+    from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
     from mmdiff_model.attention import image_projections, project_tokens
-    from mmdiff_model.sampling import apply_subjects
+    from mmdiff_model.lora import unet_patches
+    from mmdiff_model.routing import AUTO, MASKS, OFF
+    from mmdiff_model.sampling import WRAPPER_KEY, SubjectSampling
+    from mmdiff_model.schedule import Schedule
     from mmdiff_model.subject import Subject
     from mmdiff_model.text import CLASS_WORDS
 
     checkpoint = random_checkpoint()
+    base = base.clone()
+    base.add_patches(unet_patches(base, checkpoint.unet_lora))
     embeddings, pooled = torch.randn(1, 77, 2048), torch.randn(1, 1280)
-
-    def conditioning(subjects: int) -> list:
-        return [[embeddings, {"pooled_output": pooled, CLASS_WORDS: tuple((i, 3 + 4 * i) for i in range(subjects))}]]
 
     def subject(photos: int, region=None) -> Subject:
         return Subject(torch.randn(768), torch.randn(photos, TOKENS, 2048), "portrait", "benchmark", region=region)
 
-    settings = [Setting("plain", base, conditioning(0))]
-    for photos in (1, 4, 12):
-        settings.append(Setting(f"{photos} photos", apply_subjects(base, checkpoint, [subject(photos)]), conditioning(1)))
-    anew = apply_subjects(base, checkpoint, [subject(4)])
+    def setting(name: str, sampling, subjects: int) -> Setting:
+        model = base.clone()
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, sampling)
+        words = tuple((i, 3 + 4 * i) for i in range(subjects))
+        return Setting(name, model, [[embeddings, {"pooled_output": pooled, CLASS_WORDS: words}]])
+
+    def with_subjects(subjects: list[Subject], routing: str = OFF) -> SubjectSampling:
+        return SubjectSampling(checkpoint, tuple(subjects), 0.8, Schedule(), routing)
 
     def project_each_step(executor, *call, **options):
         model = executor.class_obj
         project_tokens(model, image_projections(model, checkpoint.unet_lora), torch.randn(4 * TOKENS, 2048), torch.ones(4 * TOKENS))
         return executor(*call, **options)
 
-    anew.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "benchmark", project_each_step)
-    settings.append(Setting("4 photos, K and V in each step", anew, conditioning(1)))
-    for routing in ("off", "masks", "auto"):
+    def anew(executor, guider, sigmas, extra_args, *call, **options):
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, "benchmark", project_each_step, extra_args["model_options"], is_model_options=True)
+        return with_subjects([subject(4)])(executor, guider, sigmas, extra_args, *call, **options)
+
+    settings = [setting("plain", lambda executor, *call, **options: executor(*call, **options), 0)]
+    settings += [setting(f"1 subject, {photos} photos", with_subjects([subject(photos)]), 1) for photos in (1, 4, 12)]
+    settings.append(setting("1 subject, 4 photos, K and V in each step", anew, 1))
+    for routing in (OFF, MASKS, AUTO):
         for count in (1, 2, 4):
             columns = torch.arange(64) * count // 64
             subjects = [subject(1, (columns == i).float().expand(64, 64)) for i in range(count)]
-            settings.append(Setting(f"{count} subjects, {routing}", apply_subjects(base, checkpoint, subjects, routing=routing), conditioning(count)))
+            settings.append(setting(f"{count} subjects, {routing}", with_subjects(subjects, routing), count))
     return settings
 
 
