@@ -1,4 +1,4 @@
-"""A real ComfyUI server with this pack, in a process of its own, and what a client asks of it: upload, run, pictures."""
+"""A real ComfyUI server with this pack, as a process, and what a client asks of it: upload, run, pictures."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import websocket
+
 from setup_host import PACK, ROOT, link_folder
 
 PACKS = {PACK: ROOT, "tiny_pack": ROOT / "tools" / "tiny_pack"}
@@ -31,7 +32,7 @@ class ServerError(RuntimeError):
 
 
 class PromptError(RuntimeError):
-    """A prompt that was refused or failed, with what the front end shows: the node's id and type, the kind, the message."""
+    """A prompt that was refused or failed, with what the front end shows: node id and type, kind, message."""
 
     def __init__(self, node_id: str, node_type: str, kind: str, message: str):
         super().__init__(f"node {node_id} ({node_type}): {kind}: {message}")
@@ -42,12 +43,12 @@ class PromptError(RuntimeError):
 
 
 class LiveServer:
-    """ComfyUI on a free port with models, input, output and custom_nodes in a folder of its own: no other pack is in it.
+    """ComfyUI on a free port with models, input, output and custom_nodes of its own: no other pack is in it.
 
     with LiveServer(comfyui) as server:
         outputs = server.run(prompt)
 
-    Files that prompts load go into server.models, at any time. Raises ServerError if the server or a pack does not load.
+    Files that prompts load go into server.models, at any time. Raises ServerError if ComfyUI or a pack does not load.
     """
 
     def __init__(self, comfyui: Path, options: Sequence[str] = OPTIONS, packs: dict[str, Path] = PACKS):
@@ -102,7 +103,7 @@ class LiveServer:
     def run(self, prompt: Prompt, on_progress: OnProgress | None = None, timeout: float = 600) -> dict[str, Any]:
         """Runs an API-format prompt to its end; returns {node id: what the node shows}.
 
-        on_progress gets (node id, steps done, steps in all) as nodes report them. Raises PromptError, ServerError, TimeoutError.
+        on_progress gets (node id, steps done, steps in all). Raises PromptError, ServerError, TimeoutError.
         """
         client = uuid.uuid4().hex
         channel = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=1)

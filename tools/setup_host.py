@@ -47,7 +47,8 @@ class Host:
 def prepare() -> Host:
     """The ComfyUI to run in and its Python, with everything that the tests and the demo import. Raises SetupError."""
     if sys.version_info < MINIMUM_PYTHON:
-        raise SetupError("Python %d.%d or newer is needed, this is %s." % (*MINIMUM_PYTHON, sys.version.split()[0]))  # noqa: UP031
+        needed = ".".join(map(str, MINIMUM_PYTHON))
+        raise SetupError(f"Python {needed} or newer is needed, this is {sys.version.split()[0]}.")
     comfyui = users_comfyui()
     return use_users(comfyui) if comfyui else make_own()
 
@@ -75,7 +76,7 @@ def is_comfyui(path: Path) -> bool:
 
 
 def use_users(comfyui: Path) -> Host:
-    """The user's ComfyUI with its own Python, of which nothing is changed. Raises SetupError naming the packages it lacks."""
+    """The user's ComfyUI with its own Python, which is not changed. Raises SetupError naming the packages it lacks."""
     python = users_python(comfyui)
     print(f"[1/1] Using the ComfyUI {version_of(comfyui)} in {comfyui} with {python}", flush=True)
     names = required_packages()
@@ -172,7 +173,7 @@ def link_pack() -> None:
 
 
 def link_folder(source: Path, link: Path) -> None:
-    """Makes link lead to the folder source, in place of an older link; on Windows a junction, which needs no privilege."""
+    """Makes link lead to source, in place of an older link; on Windows it is a junction, which needs no privilege."""
     if os.path.lexists(link):
         if link.resolve() == source:
             return
@@ -205,7 +206,7 @@ def venv_python(venv: Path) -> Path:
 
 
 def run_step(step: str, command: list[str | Path], remedy: str) -> None:
-    """Runs a command, showing its current line on a terminal. Raises SetupError with its last 15 lines and the remedy."""
+    """Runs a command, its current line shown on a terminal. Raises SetupError with its last lines and the remedy."""
     tail: collections.deque[str] = collections.deque(maxlen=15)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     for line in process.stdout:

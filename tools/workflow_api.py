@@ -12,7 +12,7 @@ Node = dict[str, Any]
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The API-format prompt of a saved workflow, given the server's /object_info.
 
-    Muted nodes and links from them are left out, bypassed nodes and reroutes are passed through. Subgraphs are not unpacked.
+    Muted nodes are left out, bypassed nodes and reroutes passed through. Subgraphs are not unpacked.
     Raises ValueError naming a node whose type the server does not know.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -61,7 +61,7 @@ def origin(link: int | None, nodes: dict[int, Node], links: dict[int, tuple[int,
 
 
 def passed_through(node: Node, slot: int) -> int | None:
-    """The link that a reroute or bypassed node hands on at an output: of an input of the output's type, of the same place first."""
+    """The link that a reroute or bypassed node hands on at an output: into an input of the output's type."""
     if node["type"] == "Reroute":
         return node["inputs"][0].get("link")
     kind = node["outputs"][slot]["type"]
