@@ -60,8 +60,15 @@ class Adapter(nn.Module):
         self.cls_head = CLSHead(sizes.cls_dim, sizes.cls_hidden, sizes.text_dims, **made)
         self.text_fusion_1 = FusionMLP(sizes.text_dims[0], **made)
         self.text_fusion_2 = FusionMLP(sizes.text_dims[1], **made)
-        tokens = SubjectTokens(sizes.identity_dim, sizes.token_hidden, sizes.patch_dim, sizes.context_dim, sizes.num_tokens,
-                               sizes.depth, **made)
+        tokens = SubjectTokens(
+            sizes.identity_dim,
+            sizes.token_hidden,
+            sizes.patch_dim,
+            sizes.context_dim,
+            sizes.num_tokens,
+            sizes.depth,
+            **made,
+        )
         self.add_module(TOKENS_GROUP[variant], tokens)
 
     @property

@@ -1,7 +1,8 @@
 """Multimodal cross-attention (paper, method figure; released mmdiff/attention_processor.py).
 
-out = Attn(q, k_text, v_text) + fuse_scale * Attn(q, k_image, v_image), before to_out. q and the text side carry their LoRAs
-as weight patches already; k_image, v_image are the base projections of the subject tokens plus LoRAs of their own.
+out = Attn(q, k_text, v_text) + fuse_scale * Attn(q, k_image, v_image), before to_out. q and the text side carry their
+LoRAs as weight patches already; k_image, v_image are the base projections of the subject tokens plus LoRAs of their
+own.
 """
 
 from collections.abc import Callable
@@ -37,8 +38,10 @@ def image_projections(model: BaseModel, unet_lora: dict[str, Tensor]) -> list[Pr
         if not attention.endswith("attn2"):
             continue
         module = keys[f"unet.{attention}.processor.to_k"].removesuffix(".to_k.weight")
-        lora = {name: tuple(unet_lora[f"{attention}.processor.{name}.{side}.weight"] for side in ("down", "up"))
-                for name in ("to_k_lora", "to_v_lora", "to_k_lora_image", "to_v_lora_image")}
+        lora = {
+            name: tuple(unet_lora[f"{attention}.processor.{name}.{side}.weight"] for side in ("down", "up"))
+            for name in ("to_k_lora", "to_v_lora", "to_k_lora_image", "to_v_lora_image")
+        }
         projections.append(Projection(block_key(module), module, *lora.values()))
     return projections
 
@@ -53,15 +56,18 @@ def block_key(module: str) -> BlockKey:
 def project_tokens(model: BaseModel, projections: list[Projection], tokens: Tensor, scale: Tensor) -> Projected:
     """Subject tokens (m, 2048) -> K and V (1, m, width) of every cross-attention; V is scaled by `scale` (m,).
 
-    The live modules project, whatever their storage (fp8, GGUF, offloaded), with the text LoRA that they carry taken out.
+    The live modules project, whatever their storage (fp8, GGUF, offloaded), with the text LoRA that they carry taken
+    out.
     """
     device, dtype = model.current_patcher.load_device, model.get_dtype_inference()
     tokens, scale = tokens.to(device).float(), scale.to(device).float()
     projected = {}
     for p in projections:
         attention = comfy.utils.get_attr(model, p.module)
-        k, v = (to(tokens.to(dtype)[None]).float() - lora_delta(tokens, text) + lora_delta(tokens, image)
-                for to, text, image in ((attention.to_k, p.text_k, p.image_k), (attention.to_v, p.text_v, p.image_v)))
+        k, v = (
+            to(tokens.to(dtype)[None]).float() - lora_delta(tokens, text) + lora_delta(tokens, image)
+            for to, text, image in ((attention.to_k, p.text_k, p.image_k), (attention.to_v, p.text_v, p.image_v))
+        )
         projected[p.block] = k.to(dtype), (v * scale[:, None]).to(dtype)
     return projected
 
@@ -88,13 +94,22 @@ class MultimodalCrossAttention:
         step = extra_options["mmdiff"]
         if step is not None:
             return step.attend(self.block, q, k, v, self.image, self.previous, extra_options)
-        return text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, extra_options)
+        return (
+            text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, extra_options)
+        )
 
 
 def text_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None = None) -> Tensor:
     """The attention that ComfyUI's CrossAttention would have run."""
-    return optimized_attention(q, k, v, extra_options["n_heads"], mask=mask, attn_precision=extra_options["attn_precision"],
-                               transformer_options=extra_options)
+    return optimized_attention(
+        q,
+        k,
+        v,
+        extra_options["n_heads"],
+        mask=mask,
+        attn_precision=extra_options["attn_precision"],
+        transformer_options=extra_options,
+    )
 
 
 def image_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None = None) -> Tensor:

@@ -1,7 +1,8 @@
 """Regions without a layout: read while sampling from the class words' own cross-attention.
 
-These are the maps that MM-Diff's training constraint shapes. They are read at the deepest level's attentions, smoothed over
-layers and steps, and turned into weights that fall back towards one (`off`) wherever a map is diffuse or subjects overlap.
+These are the maps that MM-Diff's training constraint shapes. They are read at the deepest level's attentions, smoothed
+over layers and steps, and turned into weights that fall back towards one (`off`) wherever a map is diffuse or subjects
+overlap.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,23 +12,26 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import BlockKey
+from .routing import Chunk
 
 KEEP = 0.8
 SHARPNESS = 4.0
 
 
 class AttentionMaps:
-    """Running maps of one sampling run: for each conditional part of the batch, (b, subjects, h, w) of class word attention."""
+    """Running maps of one sampling run: for each conditional part of the batch, (b, subjects, h, w) of class word
+    attention.
+    """
 
     def __init__(self, blocks: Iterable[BlockKey]):
         self.blocks = frozenset(blocks)
         self.maps: dict[object, Tensor] = {}
 
-    def readable(self, chunk: "Chunk", subjects: int) -> bool:
+    def readable(self, chunk: Chunk, subjects: int) -> bool:
         """Maps are read of a whole picture with at least two subjects, each with a class word."""
         return subjects > 1 and chunk.area is None and len({subject for subject, _ in chunk.words}) == subjects
 
-    def read(self, chunk: "Chunk", q: Tensor, k: Tensor, heads: int, size: tuple[int, int]) -> None:
+    def read(self, chunk: Chunk, q: Tensor, k: Tensor, heads: int, size: tuple[int, int]) -> None:
         """Adds one layer's attention of q (b, h w, width) to the class words among k (b, 77 c, width)."""
         seen = smooth(rearrange(word_attention(q, k, heads, chunk.words), "b s (h w) -> b s h w", h=size[0]))
         before = self.maps.get(chunk)
@@ -35,7 +39,7 @@ class AttentionMaps:
             seen = torch.lerp(seen, before, KEEP)
         self.maps[chunk] = seen
 
-    def weights(self, chunk: "Chunk", size: tuple[int, int]) -> Tensor | None:
+    def weights(self, chunk: Chunk, size: tuple[int, int]) -> Tensor | None:
         """(b, subjects, h w) at another resolution, or None before anything was read."""
         maps = self.maps.get(chunk)
         if maps is None:
@@ -46,13 +50,16 @@ class AttentionMaps:
 def reading_blocks(widths: dict[BlockKey, int]) -> list[BlockKey]:
     """The last attention of each deepest-level block outside the middle: 5 in SDXL."""
     deepest = max(widths.values())
-    last = {(kind, number): (kind, number, index) for kind, number, index in sorted(widths)
-            if widths[kind, number, index] == deepest and kind != "middle"}
+    last = {
+        (kind, number): (kind, number, index)
+        for kind, number, index in sorted(widths)
+        if widths[kind, number, index] == deepest and kind != "middle"
+    }
     return list(last.values())
 
 
 def word_attention(q: Tensor, k: Tensor, heads: int, words: Sequence[tuple[int, int]]) -> Tensor:
-    """Mean over heads, and over each subject's class words (subject, position), of their attention: (b, subjects, h w)."""
+    """Attention to each subject's class words (subject, position), mean over words and heads: (b, subjects, h w)."""
     q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (q, k))
     attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
     positions = {subject: [position for owner, position in words if owner == subject] for subject, _ in sorted(words)}

@@ -1,7 +1,8 @@
 """Checkpoints: the three official files in a folder, or one .safetensors with the same tensors under readable names.
 
 All sizes and the variant come from the tensors. Readable names are `cls_head.*`, `text_fusion_1.*`, `text_fusion_2.*`,
-`face_tokens.*` (portrait) or `cls_tokens.*` (subject), `vision.*` (tuned part of CLIP), `text_lora.*` and `unet_lora.*`.
+`face_tokens.*` (portrait) or `cls_tokens.*` (subject), `vision.*` (tuned part of CLIP), `text_lora.*` and
+`unet_lora.*`.
 """
 
 import hashlib
@@ -71,9 +72,13 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
     """
     path = Path(path)
     tensors = _read_official(path) if path.is_dir() else _read_safetensors(path)
-    variants = [variant for variant, group in TOKENS_GROUP.items() if any(key.startswith(f"{group}.") for key in tensors)]
+    variants = [
+        variant for variant, group in TOKENS_GROUP.items() if any(key.startswith(f"{group}.") for key in tensors)
+    ]
     if len(variants) != 1:
-        raise CheckpointError(f"'{path.name}' has no MM-Diff subject tokens: it is not an MM-Diff checkpoint. {_REMEDY}")
+        raise CheckpointError(
+            f"'{path.name}' has no MM-Diff subject tokens: it is not an MM-Diff checkpoint. {_REMEDY}"
+        )
     variant = variants[0]
     groups = {group: _group(tensors, group) for group in ("vision", "text_lora", "unet_lora")}
     modules = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in ADAPTER_GROUPS}
@@ -82,8 +87,12 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
         adapter = _build_adapter(sizes, variant, modules)
         _check_unet_lora(groups["unet_lora"], sizes)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"'{path.name}' is an incomplete or damaged MM-Diff checkpoint: {error}. {_REMEDY}") from error
-    return Checkpoint(path.stem, variant, sizes, _space_hash(modules), adapter, **groups, text_encoder_2_lora=text_encoder_2_lora)
+        raise CheckpointError(
+            f"'{path.name}' is an incomplete or damaged MM-Diff checkpoint: {error}. {_REMEDY}"
+        ) from error
+    return Checkpoint(
+        path.stem, variant, sizes, _space_hash(modules), adapter, **groups, text_encoder_2_lora=text_encoder_2_lora
+    )
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -99,7 +108,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
 
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """To a temporary file in the same folder, then renamed, so that `path` is either whole or as it was. Raises OSError."""
+    """To a temporary file in the same folder, then renamed, so that `path` is either whole or as it was. Raises
+    OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -136,7 +147,9 @@ def _read_bin(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"'{path.name}' holds something other than plain tensors and was not opened. {_REMEDY}") from error
+        raise CheckpointError(
+            f"'{path.name}' holds something other than plain tensors and was not opened. {_REMEDY}"
+        ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"'{path.name}' is truncated or not a PyTorch file: {error}. {_REMEDY}") from error
     if not isinstance(state, dict):
@@ -152,7 +165,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path.name}' is truncated or not a .safetensors file: {error}. {_REMEDY}") from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"'{path.name}' has format version {version}, this pack reads {FORMAT_VERSION}: update the pack")
+        raise CheckpointError(
+            f"'{path.name}' has format version {version}, this pack reads {FORMAT_VERSION}: update the pack"
+        )
     return tensors
 
 
@@ -163,9 +178,12 @@ def _group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
 def _build_adapter(sizes: Sizes, variant: str, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
     dtype = tensors["cls_head.fc.weight"].dtype
     offload_device = comfy.model_management.text_encoder_offload_device()
-    adapter = Adapter(sizes, variant, comfy.ops.manual_cast, dtype=dtype, device=offload_device).eval().requires_grad_(False)
+    adapter = (
+        Adapter(sizes, variant, comfy.ops.manual_cast, dtype=dtype, device=offload_device).eval().requires_grad_(False)
+    )
     patcher = comfy.model_patcher.CoreModelPatcher(
-        adapter, load_device=comfy.model_management.text_encoder_device(), offload_device=offload_device)
+        adapter, load_device=comfy.model_management.text_encoder_device(), offload_device=offload_device
+    )
     adapter.load_state_dict(tensors, assign=patcher.is_dynamic())
     return patcher
 
@@ -191,4 +209,12 @@ def _space_hash(modules: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["PORTRAIT", "SUBJECT", "Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint", "write_safetensors"]
+__all__ = [
+    "PORTRAIT",
+    "SUBJECT",
+    "Checkpoint",
+    "CheckpointError",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_safetensors",
+]

@@ -30,10 +30,14 @@ EMBEDDING_SIZE = 512
 DETECTION_SIZES = (640, 512, 384, 256)  # the released size, then smaller ones, which find faces that fill the photo
 RECOGNITION_FILE = "w600k_r50.onnx"
 
-_DOWNLOAD = ("buffalo_l.zip is at https://github.com/deepinsight/insightface/releases/tag/v0.7 "
-             "(its licence allows non-commercial research only)")
-_INSTALL = ("Run: pip install insightface onnxruntime (portable Windows: "
-            r"python_embeded\python.exe -m pip install insightface onnxruntime), then restart ComfyUI")
+_DOWNLOAD = (
+    "buffalo_l.zip is at https://github.com/deepinsight/insightface/releases/tag/v0.7 "
+    "(its licence allows non-commercial research only)"
+)
+_INSTALL = (
+    "Run: pip install insightface onnxruntime (portable Windows: "
+    r"python_embeded\python.exe -m pip install insightface onnxruntime), then restart ComfyUI"
+)
 _LOADER = "Connect Load Face Analysis (MM-Diff), or the InsightFace loader of another pack"
 
 logger = logging.getLogger(__name__)
@@ -53,8 +57,10 @@ def load_face_analysis(root: Path, name: str, provider: str = "CPU") -> Any:
         raise ImportError(f"Load Face Analysis needs insightface and onnxruntime ({error}). {_INSTALL}.") from error
     available = onnxruntime.get_available_providers()
     if PROVIDERS[provider] not in available:
-        raise ValueError(f"provider: this onnxruntime cannot run on {provider}, it has {', '.join(available)}. "
-                         "Choose CPU, or install the one made for it, such as onnxruntime-gpu for CUDA.")
+        raise ValueError(
+            f"provider: this onnxruntime cannot run on {provider}, it has {', '.join(available)}. "
+            "Choose CPU, or install the one made for it, such as onnxruntime-gpu for CUDA."
+        )
     try:
         analysis = FaceAnalysis(
             # a full path: InsightFace looks for a bare name in the working folder first, and downloads what it misses
@@ -85,8 +91,10 @@ def detect(analysis: Any, photos: list[Tensor], which: str = LARGEST, index: int
         where = f"photo {number} of {len(photos)} ({image.shape[1]} x {image.shape[0]} px)"
         found = find_faces(analysis, image)
         if not found:
-            raise ValueError(f"images: no face found in {where}. Use a photo where the face is bigger and looks to the "
-                             "camera: crop closer, or add a border around a face that fills the photo.")
+            raise ValueError(
+                f"images: no face found in {where}. Use a photo where the face is bigger and looks to the "
+                "camera: crop closer, or add a border around a face that fills the photo."
+            )
         faces.append(_align(image, _choose(found, which, index, where)))
     return faces
 
@@ -132,8 +140,10 @@ def _choose(found: list, which: str, index: int, where: str) -> Any:
     if which == LARGEST:
         return max(found, key=lambda face: (face.bbox[2] - face.bbox[0]) * (face.bbox[3] - face.bbox[1]))
     if index > len(found):
-        raise ValueError(f"face_index: {index} was asked for, but {where} has {len(found)} face(s). "
-                         "Choose a lower number or another photo.")
+        raise ValueError(
+            f"face_index: {index} was asked for, but {where} has {len(found)} face(s). "
+            "Choose a lower number or another photo."
+        )
     return sorted(found, key=lambda face: face.bbox[0] + face.bbox[2])[index - 1]
 
 
@@ -159,16 +169,22 @@ def _check_analysis(analysis: Any) -> None:
     recognition = models.get("recognition") if isinstance(models, Mapping) else None
     file = Path(getattr(recognition, "model_file", RECOGNITION_FILE)).name
     if file != RECOGNITION_FILE:
-        logger.warning("face_analysis: recognises faces with %s, but MM-Diff was trained with buffalo_l's %s. "
-                       "Expect little likeness.", file, RECOGNITION_FILE)
+        logger.warning(
+            "face_analysis: recognises faces with %s, but MM-Diff was trained with buffalo_l's %s. "
+            "Expect little likeness.",
+            file,
+            RECOGNITION_FILE,
+        )
 
 
 def _check_faces(found: list) -> None:
     for name, shape in {"bbox": (4,), "kps": (5, 2), "normed_embedding": (EMBEDDING_SIZE,)}.items():
         value = getattr(found[0], name, None)
         if np.shape(value) != shape:
-            raise ValueError(f"face_analysis: its faces have no usable {name} (shape {np.shape(value)}, expected "
-                             f"{shape}): it lacks a recognition or key point model, or is not InsightFace. {_LOADER}.")
+            raise ValueError(
+                f"face_analysis: its faces have no usable {name} (shape {np.shape(value)}, expected "
+                f"{shape}): it lacks a recognition or key point model, or is not InsightFace. {_LOADER}."
+            )
 
 
 def _pack_folder(root: Path, name: str) -> Path:
@@ -178,7 +194,9 @@ def _pack_folder(root: Path, name: str) -> Path:
     files = (file.relative_to(root) for file in sorted(root.rglob("*")) if file.suffix in (".onnx", ".zip"))
     elsewhere = ", ".join(str(file) for file in files if name in (*file.parts, file.stem))
     found = f"'{root}' has {elsewhere} instead: move or unpack these there" if elsewhere else "there are none"
-    raise FileNotFoundError(f"pack: the .onnx files of '{name}' must lie in '{folder}' itself, but {found}. {_DOWNLOAD}.")
+    raise FileNotFoundError(
+        f"pack: the .onnx files of '{name}' must lie in '{folder}' itself, but {found}. {_DOWNLOAD}."
+    )
 
 
 def _incomplete(folder: Path, task: str) -> str:

@@ -1,7 +1,7 @@
 """The LoRAs of MM-Diff as ordinary weight patches of the UNet and of the text encoders.
 
-The released files count the UNet's attentions in diffusers' registration order (down, up, middle) and write text LoRAs in
-any layout that diffusers 0.21 reads. Both are given one name here, the one that comfy.lora.load_lora reads.
+The released files count the UNet's attentions in diffusers' registration order (down, up, middle) and write text LoRAs
+in any layout that diffusers 0.21 reads. Both are given one name here, the one that comfy.lora.load_lora reads.
 """
 
 import re
@@ -16,31 +16,43 @@ FIRST_ATTENTION_BLOCK = 1
 IMAGE_LORAS = ("to_k_lora_image", "to_v_lora_image")
 
 TEXT_MODULES = r"(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])"
-KOHYA_KEY = re.compile(rf"lora_te(1|2)_text_model_encoder_layers_(\d+)_{TEXT_MODULES}\.(lora_down\.weight|lora_up\.weight|alpha)")
+KOHYA_KEY = re.compile(
+    rf"lora_te(1|2)_text_model_encoder_layers_(\d+)_{TEXT_MODULES}\.(lora_down\.weight|lora_up\.weight|alpha)"
+)
 OLD_DIFFUSERS_KEY = re.compile(r"(.+\.self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 DIFFUSERS_KEY = re.compile(
     r"text_encoder(?:_2)?\.text_model\.encoder\.layers\.\d+\.(?:self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12])"
-    r"\.(?:lora_linear_layer\.(?:down|up)\.weight|alpha)")
+    r"\.(?:lora_linear_layer\.(?:down|up)\.weight|alpha)"
+)
 
 
 def attention_names(widths: list[int]) -> list[str]:
-    """Diffusers names of an SDXL-shaped UNet's transformer blocks, in registration order, from their widths in that order.
+    """Diffusers names of an SDXL-shaped UNet's transformer blocks, in registration order, from their widths in that
+    order.
 
     A level of depth d shows as 2 d blocks going down and 3 d going up, then the middle follows. SDXL: 70 names.
     Raises ValueError where the widths are not those of such a UNet.
     """
     runs = [(width, len(list(run))) for width, run in groupby(widths)]
     levels = len(runs) // 2
-    down = [count // LAYERS_PER_BLOCK for _, count in runs[:levels - 1]]
+    down = [count // LAYERS_PER_BLOCK for _, count in runs[: levels - 1]]
     if levels == 0 or runs[levels - 1][1] % (2 * LAYERS_PER_BLOCK + 1):
         raise ValueError(f"attention widths {runs} are not those of an SDXL UNet")
     down.append(runs[levels - 1][1] // (2 * LAYERS_PER_BLOCK + 1))
     names = []
     for level, depth in enumerate(down):
         block = FIRST_ATTENTION_BLOCK + level
-        names += [f"down_blocks.{block}.attentions.{a}.transformer_blocks.{t}" for a in range(LAYERS_PER_BLOCK) for t in range(depth)]
+        names += [
+            f"down_blocks.{block}.attentions.{a}.transformer_blocks.{t}"
+            for a in range(LAYERS_PER_BLOCK)
+            for t in range(depth)
+        ]
     for level, depth in enumerate(reversed(down)):
-        names += [f"up_blocks.{level}.attentions.{a}.transformer_blocks.{t}" for a in range(LAYERS_PER_BLOCK + 1) for t in range(depth)]
+        names += [
+            f"up_blocks.{level}.attentions.{a}.transformer_blocks.{t}"
+            for a in range(LAYERS_PER_BLOCK + 1)
+            for t in range(depth)
+        ]
     names += [f"mid_block.attentions.0.transformer_blocks.{t}" for t in range(runs[-1][1])]
     if len(names) != len(widths):
         raise ValueError(f"attention widths {runs} are not those of an SDXL UNet")
@@ -48,7 +60,9 @@ def attention_names(widths: list[int]) -> list[str]:
 
 
 def name_unet_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`<i>.to_q_lora.down.weight` of unet_adapter_weights.bin -> `<diffusers attention>.processor.to_q_lora.down.weight`."""
+    """`<i>.to_q_lora.down.weight` of unet_adapter_weights.bin -> `<diffusers
+    attention>.processor.to_q_lora.down.weight`.
+    """
     pairs = len({key.split(".")[0] for key in official}) // 2
     names = attention_names([official[f"{2 * i}.to_q_lora.up.weight"].shape[0] for i in range(pairs)])
     named = {}
@@ -79,8 +93,12 @@ def name_text_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
     for encoder in ("text_encoder", "text_encoder_2"):
         prefix = f"{encoder}.text_model.encoder.layers."
         layers = {int(key.removeprefix(prefix).split(".")[0]) for key in named if key.startswith(prefix)}
-        wanted = {f"{prefix}{layer}.self_attn.{p}_proj.lora_linear_layer.{side}.weight"
-                  for layer in range(max(layers, default=-1) + 1) for p in ("q", "k", "v", "out") for side in ("down", "up")}
+        wanted = {
+            f"{prefix}{layer}.self_attn.{p}_proj.lora_linear_layer.{side}.weight"
+            for layer in range(max(layers, default=-1) + 1)
+            for p in ("q", "k", "v", "out")
+            for side in ("down", "up")
+        }
         if missing := sorted(wanted - named.keys()):
             raise ValueError(f"the text encoder LoRA is incomplete, '{missing[0]}' is missing")
     return named

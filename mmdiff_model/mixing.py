@@ -33,9 +33,13 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return torch.where(torch.sin(angle) > 1e-4, direction * torch.lerp(length_a, length_b, t), torch.lerp(a, b, t))
 
 
-def _blend(subjects: Sequence[Subject], weights: Sequence[float], between: Callable[[Tensor, Tensor, float], Tensor]) -> Subject:
+def _blend(
+    subjects: Sequence[Subject], weights: Sequence[float], between: Callable[[Tensor, Tensor, float], Tensor]
+) -> Subject:
     if len(weights) != len(subjects):
-        raise ValueError(f"weights: got {len(weights)} weights for {len(subjects)} subjects. Give one for each, such as: 1, 0.5")
+        raise ValueError(
+            f"weights: got {len(weights)} weights for {len(subjects)} subjects. Give one for each, such as: 1, 0.5"
+        )
     if min(weights) < 0 or sum(weights) == 0:
         raise ValueError("weights: they must be 0 or more and not all 0.")
     cls, tokens, total = subjects[0].cls, subjects[0].tokens.mean(dim=0), weights[0]

@@ -1,6 +1,7 @@
 """Prompt grammar: `<|subj|>` directly after the class word, as the released code has it.
 
-The k-th plain trigger is the k-th subject; `<|subj:2|>` and `<|subj:anna|>` name one by number or name, as often as wanted.
+The k-th plain trigger is the k-th subject; `<|subj:2|>` and `<|subj:anna|>` name one by number or name, as often as
+wanted.
 """
 
 import logging
@@ -31,8 +32,8 @@ def mark_triggers(prompt: str, marker: str) -> str:
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     """Subject (index into `names`) of every trigger in order. Unnamed subjects have the name "".
 
-    Raises PromptError without a trigger, with more triggers than subjects, and on an unknown number or name. A subject that
-    no trigger calls is logged as a warning.
+    Raises PromptError without a trigger, with more triggers than subjects, and on an unknown number or name. A subject
+    that no trigger calls is logged as a warning.
     """
     subjects, plain = [], 0
     for match in TRIGGER.finditer(prompt):
@@ -47,8 +48,11 @@ def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     if not subjects:
         raise PromptError(prompt, "there is no trigger")
     for unused in sorted(set(range(len(names))) - set(subjects)):
-        logging.warning("MM-Diff: no trigger in the prompt calls subject %d%s, its class word stays plain",
-                        unused + 1, f" ('{names[unused]}')" if names[unused] else "")
+        logging.warning(
+            "MM-Diff: no trigger in the prompt calls subject %d%s, its class word stays plain",
+            unused + 1,
+            f" ('{names[unused]}')" if names[unused] else "",
+        )
     return subjects
 
 

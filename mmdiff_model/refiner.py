@@ -1,4 +1,4 @@
-"""SE-Refiner: a few subject tokens are enriched from the patch embeddings (paper section 3, released mmdiff/model.py)."""
+"""SE-Refiner: subject tokens are enriched from patch embeddings (paper section 3, released mmdiff/model.py)."""
 
 import torch
 from einops import rearrange
@@ -39,15 +39,17 @@ class SERefiner(nn.Module):
         self.proj_out = operations.Linear(dim, dim, dtype=dtype, device=device)
         self.norm_out = operations.LayerNorm(dim, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
-            nn.ModuleList([
-                SEAttention(dim, operations, dtype=dtype, device=device),
-                nn.Sequential(
-                    operations.LayerNorm(dim, dtype=dtype, device=device),
-                    operations.Linear(dim, dim * 2, bias=False, dtype=dtype, device=device),
-                    nn.GELU(),
-                    operations.Linear(dim * 2, dim, bias=False, dtype=dtype, device=device),
-                ),
-            ])
+            nn.ModuleList(
+                [
+                    SEAttention(dim, operations, dtype=dtype, device=device),
+                    nn.Sequential(
+                        operations.LayerNorm(dim, dtype=dtype, device=device),
+                        operations.Linear(dim, dim * 2, bias=False, dtype=dtype, device=device),
+                        nn.GELU(),
+                        operations.Linear(dim * 2, dim, bias=False, dtype=dtype, device=device),
+                    ),
+                ]
+            )
             for _ in range(depth)
         )
 
@@ -61,13 +63,24 @@ class SERefiner(nn.Module):
 
 
 class SubjectTokens(nn.Module):
-    """One identity vector (ArcFace in `portrait`, CLS in `subject`) -> a few tokens, plus what the SE-Refiner adds to them.
+    """One identity vector (ArcFace in `portrait`, CLS in `subject`) -> a few tokens, plus what the SE-Refiner adds to
+    them.
 
     The released FaceEmbedsProjHead; `subject` is the same head on the CLS embedding, as the paper has it.
     """
 
-    def __init__(self, identity_dim: int, hidden_dim: int, patch_dim: int, dim: int, num_tokens: int, depth: int, operations,
-                 dtype=None, device=None):
+    def __init__(
+        self,
+        identity_dim: int,
+        hidden_dim: int,
+        patch_dim: int,
+        dim: int,
+        num_tokens: int,
+        depth: int,
+        operations,
+        dtype=None,
+        device=None,
+    ):
         super().__init__()
         self.num_tokens = num_tokens
         self.proj = nn.Sequential(

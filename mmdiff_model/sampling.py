@@ -1,4 +1,5 @@
-"""One sampling run with subjects: installs multimodal cross-attention for the run and decides, per step, who acts where.
+"""One sampling run with subjects: installs multimodal cross-attention for the run and decides, per step, who acts
+where.
 
 The model carries its LoRAs as weight patches and one SAMPLER_SAMPLE wrapper, which is immutable. Keys and values of the
 subject tokens, and the attention patches that use them, belong to the run: clones share nothing, nothing stays behind.
@@ -26,28 +27,44 @@ WRAPPER_KEY = "mmdiff"
 
 
 def last_routing(model: ModelPatcher) -> Tensor | None:
-    """What the latest run with this model decided, (b, subjects, h, w), or None without a run, without subjects or without routing."""
+    """What the latest run with this model decided, (b, subjects, h, w), or None without a run, without subjects or
+    without routing.
+    """
     found = model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
     return found[0].last_routing if found else None
 
 
-def apply_subjects(model: ModelPatcher, checkpoint: Checkpoint, subjects: Sequence[Subject], fuse_scale: float = 0.8,
-                   schedule: Schedule | None = None, routing: str = OFF) -> ModelPatcher:
+def apply_subjects(
+    model: ModelPatcher,
+    checkpoint: Checkpoint,
+    subjects: Sequence[Subject],
+    fuse_scale: float = 0.8,
+    schedule: Schedule | None = None,
+    routing: str = OFF,
+) -> ModelPatcher:
     """A clone of the model with the checkpoint's LoRAs and the subjects' image branch.
 
-    Raises ValueError where the base model is not the checkpoint's or already carries subjects, and on `masks` without a region.
+    Raises ValueError where the base model is not the checkpoint's or already carries subjects, and on `masks` without a
+    region.
     """
     if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY):
-        raise ValueError("model: this model already carries MM-Diff subjects. Connect all subjects to one MM-Diff node.")
+        raise ValueError(
+            "model: this model already carries MM-Diff subjects. Connect all subjects to one MM-Diff node."
+        )
     try:
         patches = unet_patches(model, checkpoint.unet_lora)
     except ValueError as error:
-        raise ValueError(f"model: {error}; the base is {type(model.model).__name__}, the checkpoint '{checkpoint.name}' needs "
-                         "the SDXL model it was trained on. Connect an SDXL base model.") from error
+        raise ValueError(
+            f"model: {error}; the base is {type(model.model).__name__}, the checkpoint '{checkpoint.name}' needs "
+            "the SDXL model it was trained on. Connect an SDXL base model."
+        ) from error
     model = model.clone()
     model.add_patches(patches)
-    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY,
-                               SubjectSampling(checkpoint, tuple(subjects), fuse_scale, schedule or Schedule(), routing))
+    model.add_wrapper_with_key(
+        WrappersMP.SAMPLER_SAMPLE,
+        WRAPPER_KEY,
+        SubjectSampling(checkpoint, tuple(subjects), fuse_scale, schedule or Schedule(), routing),
+    )
     return model
 
 
@@ -57,7 +74,9 @@ class SubjectSampling:
     `last_routing` is a record for previews, (b, subjects, h, w) of the latest run's weights, or None without routing.
     """
 
-    def __init__(self, checkpoint: Checkpoint, subjects: tuple[Subject, ...], fuse_scale: float, schedule: Schedule, routing: str):
+    def __init__(
+        self, checkpoint: Checkpoint, subjects: tuple[Subject, ...], fuse_scale: float, schedule: Schedule, routing: str
+    ):
         self.checkpoint = checkpoint
         self.subjects = subjects
         self.fuse_scale = fuse_scale
@@ -76,21 +95,35 @@ class SubjectSampling:
 
 
 class Run:
-    """What one sampling run needs: projected subject tokens, each subject's sigma range, the conditional parts of batches."""
+    """What one sampling run needs: projected subject tokens, each subject's sigma range, the conditional parts of
+    batches.
+    """
 
     def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, latent: tuple[int, int]):
         model = guider.inner_model
         tokens = [subject.tokens.flatten(0, 1) for subject in plan.subjects]
         strengths = [plan.fuse_scale * subject.strength for subject in plan.subjects]
-        scale = torch.cat([torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)])
-        self.projected = project_tokens(model, image_projections(model, plan.checkpoint.unet_lora), torch.cat(tokens), scale)
+        scale = torch.cat(
+            [torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)]
+        )
+        self.projected = project_tokens(
+            model, image_projections(model, plan.checkpoint.unet_lora), torch.cat(tokens), scale
+        )
         self.lengths = [len(group) for group in tokens]
-        self.ranges = [plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
-                       for subject, strength in zip(plan.subjects, strengths, strict=True)]
-        self.conditionings = {cond["uuid"]: cond for name, conds in guider.conds.items() if "negative" not in name for cond in conds}
+        self.ranges = [
+            plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
+            for subject, strength in zip(plan.subjects, strengths, strict=True)
+        ]
+        self.conditionings = {
+            cond["uuid"]: cond for name, conds in guider.conds.items() if "negative" not in name for cond in conds
+        }
         self.latent = latent
         self.masks = plan.masks
-        self.maps = AttentionMaps(reading_blocks({block: k.shape[-1] for block, (k, _) in self.projected.items()})) if plan.auto else None
+        self.maps = (
+            AttentionMaps(reading_blocks({block: k.shape[-1] for block, (k, _) in self.projected.items()}))
+            if plan.auto
+            else None
+        )
         self.routed = {}
 
     def install(self, transformer_options: dict) -> None:
@@ -98,9 +131,21 @@ class Run:
         patches = transformer_options.setdefault("patches_replace", {}).setdefault("attn2", {})
         for block, image in self.projected.items():
             patches[block] = MultimodalCrossAttention(block, image, patches.get(block, patches.get(block[:2])))
-        comfy.patcher_extension.add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER_KEY, self.gate, transformer_options)
+        comfy.patcher_extension.add_wrapper_with_key(
+            WrappersMP.APPLY_MODEL, WRAPPER_KEY, self.gate, transformer_options
+        )
 
-    def gate(self, executor, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    def gate(
+        self,
+        executor,
+        x: Tensor,
+        t: Tensor,
+        c_concat=None,
+        c_crossattn=None,
+        control=None,
+        transformer_options=None,
+        **kwargs,
+    ):
         """APPLY_MODEL wrapper: tells this call's attentions what to do."""
         transformer_options = {**transformer_options, "mmdiff": self.step(transformer_options)}
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -115,8 +160,14 @@ class Run:
         keys = None
         if len(acting) < len(self.lengths):
             device = next(iter(self.projected.values()))[0].device
-            keys = torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)]).nonzero()[:, 0].to(device)
-        by_index = {index: chunk for index, chunk in zip(transformer_options["cond_or_uncond"], chunks, strict=True) if chunk}
+            keys = (
+                torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)])
+                .nonzero()[:, 0]
+                .to(device)
+            )
+        by_index = {
+            index: chunk for index, chunk in zip(transformer_options["cond_or_uncond"], chunks, strict=True) if chunk
+        }
         lengths = tuple(self.lengths[i] for i in acting)
         return Step(chunks, by_index, acting, lengths, keys, self.latent, self.masks, self.maps, self.routed)
 
@@ -125,12 +176,16 @@ class Run:
         cond = self.conditionings.get(uuid)
         if cond is None:
             return None
-        words = tuple((acting.index(subject), position) for subject, position in cond.get(CLASS_WORDS, ()) if subject in acting)
+        words = tuple(
+            (acting.index(subject), position) for subject, position in cond.get(CLASS_WORDS, ()) if subject in acting
+        )
         area = tuple(cond["area"]) if "area" in cond else None
         return Chunk(uuid, area, words, cond["cross_attn"].shape[1])
 
     def decided(self) -> Tensor | None:
-        """The run's routing, (b, subjects, h, w) on the CPU: masks as given, or the last maps that auto read of whole pictures."""
+        """The run's routing, (b, subjects, h, w) on the CPU: masks as given, or the last maps that auto read of whole
+        pictures.
+        """
         if self.masks is not None:
             return self.masks.regions[None]
         if self.maps is None or not self.maps.maps:

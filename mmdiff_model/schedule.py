@@ -1,7 +1,8 @@
 """Delayed conditioning: plain text and no image term before a subject's start, fused text and image term after it.
 
-One schedule drives both halves. Text follows it through ComfyUI's conditioning timestep ranges, the image branch through
-the same sigmas. The released pipeline counts steps (`start_merge_step`); users of ComfyUI count percents of sampling.
+One schedule drives both halves. Text follows it through ComfyUI's conditioning timestep ranges, the image branch
+through the same sigmas. The released pipeline counts steps (`start_merge_step`); users of ComfyUI count percents of
+sampling.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ GAP = 1e-6
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of sampling in which the same subjects act: percents in 0..1, and the step it starts or stops at, if any."""
+    """A part of sampling in which the same subjects act: percents in 0..1, and the step it starts or stops at."""
 
     start: float
     end: float
@@ -40,7 +41,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the subjects act: percents of sampling in 0..1; a `start_merge_step` above 0 counts steps in place of the start."""
+    """When the subjects act: percents of sampling in 0..1; a `start_merge_step` above 0 counts steps in place of the
+    start.
+    """
 
     start_percent: float = 0.0
     end_percent: float = 1.0

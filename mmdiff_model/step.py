@@ -8,28 +8,15 @@ from torch import Tensor
 
 from .attention import BlockKey, image_attention, text_attention
 from .auto_routing import AttentionMaps
-from .routing import Area, MaskRouting, Routed, route
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A conditional part of the batch: its conditioning's id, the area of the latent it covers, its class words.
-
-    words: (acting subject, token position) in the conditioning's `length` tokens.
-    """
-
-    conditioning: object
-    area: Area | None
-    words: tuple[tuple[int, int], ...]
-    length: int
+from .routing import Chunk, MaskRouting, Routed, route
 
 
 @dataclass(frozen=True)
 class Step:
     """chunks: the parts of the batch in order, None where unconditional. by_index: the same by cond index.
 
-    subjects: those that act, with `lengths` tokens each; keys: their tokens (None: all there are). latent: (H, W) of the
-    whole picture. masks or maps route, where there is routing; `routed` is the run's cache of what they gave.
+    subjects: those that act, with `lengths` tokens each; keys: their tokens (None: all there are). latent: (H, W) of
+    the whole picture. masks or maps route, where there is routing; `routed` is the run's cache of what they gave.
     """
 
     chunks: list[Chunk | None]
@@ -42,10 +29,23 @@ class Step:
     maps: AttentionMaps | None
     routed: dict[tuple, Routed]
 
-    def attend(self, block: BlockKey, q: Tensor, k: Tensor, v: Tensor, image: tuple[Tensor, Tensor], previous: Callable | None,
-               extra_options: dict) -> Tensor:
-        """Text attention, with the image term added to the conditional rows of (b, h w, width); other rows stay bit for bit."""
-        parts = [(rows, chunk and self.route(block, q[rows], k[rows], chunk, extra_options), chunk) for rows, chunk in self.parts(len(q), extra_options)]
+    def attend(
+        self,
+        block: BlockKey,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        image: tuple[Tensor, Tensor],
+        previous: Callable | None,
+        extra_options: dict,
+    ) -> Tensor:
+        """Text attention, with the image term added to the conditional rows of (b, h w, width); other rows stay bit for
+        bit.
+        """
+        parts = [
+            (rows, chunk and self.route(block, q[rows], k[rows], chunk, extra_options), chunk)
+            for rows, chunk in self.parts(len(q), extra_options)
+        ]
         out = self.text(q, k, v, parts, previous, extra_options)
         if self.keys is not None:
             image = tuple(x[:, self.keys] for x in image)
@@ -56,23 +56,36 @@ class Step:
                 out[rows] += image_attention(q[rows], *image, extra_options)
         return out
 
-    def text(self, q: Tensor, k: Tensor, v: Tensor, parts: list[tuple[slice, Routed | None, Chunk | None]], previous: Callable | None,
-             extra_options: dict) -> Tensor:
-        """The text branch, each class word kept out of other subjects' regions: in what `previous` gives, by the difference it makes."""
+    def text(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        parts: list[tuple[slice, Routed | None, Chunk | None]],
+        previous: Callable | None,
+        extra_options: dict,
+    ) -> Tensor:
+        """The text branch, each class word kept out of other subjects' regions: in what `previous` gives, by the
+        difference it makes.
+        """
         biases = [routed and routed.text_bias for _, routed, _ in parts]
         if all(bias is None for bias in biases):
             return text_attention(q, k, v, extra_options) if previous is None else previous(q, k, v, extra_options)
         rows = [rows for rows, _, _ in parts]
         if previous is None:
-            return torch.cat([text_attention(q[r], k[r], v[r], extra_options, bias) for r, bias in zip(rows, biases, strict=True)])
+            return torch.cat(
+                [text_attention(q[r], k[r], v[r], extra_options, bias) for r, bias in zip(rows, biases, strict=True)]
+            )
         out = previous(q, k, v, extra_options)
         for r, bias in zip(rows, biases, strict=True):
             if bias is not None:
-                out[r] += text_attention(q[r], k[r], v[r], extra_options, bias) - text_attention(q[r], k[r], v[r], extra_options)
+                out[r] += text_attention(q[r], k[r], v[r], extra_options, bias) - text_attention(
+                    q[r], k[r], v[r], extra_options
+                )
         return out
 
     def parts(self, batch: int, extra_options: dict) -> list[tuple[slice, Chunk | None]]:
-        """The batch as slices with their chunks. Attention-couple packs lengthen the batch and publish its true layout."""
+        """The batch as slices with their chunks. Attention couples lengthen the batch and publish its true layout."""
         layout = extra_options.get("cond_or_uncond_couple") or extra_options.get("cond_or_uncond_hook_couple")
         chunks = self.chunks if layout is None else [self.by_index.get(index) for index in layout]
         size = batch // len(chunks)
@@ -91,5 +104,9 @@ class Step:
                 weights = self.masks.weights(*size, chunk.area, self.latent)[:, list(self.subjects)].to(q.device)
             elif self.maps is not None:
                 weights = self.maps.weights(chunk, size)
-            self.routed[key] = None if weights is None else route(weights, self.lengths, chunk.words, chunk.length, k.shape[1], q.dtype)
+            self.routed[key] = (
+                None
+                if weights is None
+                else route(weights, self.lengths, chunk.words, chunk.length, k.shape[1], q.dtype)
+            )
         return self.routed[key]

@@ -20,7 +20,9 @@ THUMBNAIL = 128
 
 @dataclass(frozen=True)
 class Face:
-    """A recognised face: ArcFace `embedding` (512,) of unit norm, the aligned `crop` (224, 224, 3) in 0..1, the detector's score."""
+    """A recognised face: ArcFace `embedding` (512,) of unit norm, the aligned `crop` (224, 224, 3) in 0..1, the
+    detector's score.
+    """
 
     embedding: Tensor
     crop: Tensor
@@ -29,10 +31,12 @@ class Face:
 
 @dataclass(frozen=True)
 class Subject:
-    """CLS (768,) for the text and n groups of tokens (n, 4, 2048) for the image branch, with where and how strongly they act.
+    """CLS (768,) for the text and n groups of tokens (n, 4, 2048) for the image branch, with where and how strongly
+    they act.
 
-    `space` and `variant` name the checkpoint that made it; `region` is None or a mask (H, W) in 0..1; percents are of sampling.
-    What was encoded stays known: `scores` of the faces, `outliers` (1-based numbers of photos unlike the rest), a `thumbnail`.
+    `space` and `variant` name the checkpoint that made it; `region` is None or a mask (H, W) in 0..1; percents are of
+    sampling. What was encoded stays known: `scores` of the faces, `outliers` (1-based numbers of photos unlike the
+    rest), a `thumbnail`.
     """
 
     cls: Tensor
@@ -49,19 +53,27 @@ class Subject:
     thumbnail: Tensor | None = None
 
 
-def encode_subject(checkpoint: Checkpoint, clip_vision: ClipVisionModel, photos: list[Tensor], faces: list[Face] | None = None,
-                   cls_from: str = "first") -> Subject:
+def encode_subject(
+    checkpoint: Checkpoint,
+    clip_vision: ClipVisionModel,
+    photos: list[Tensor],
+    faces: list[Face] | None = None,
+    cls_from: str = "first",
+) -> Subject:
     """Reference photos (H, W, 3) in 0..1 of one subject -> Subject.
 
-    faces: one per photo, needed by `portrait`; `subject` takes photos cut out on white. cls_from: `first` photo, as released,
-    or the `mean` of all. Raises ValueError on another CLIP, no photos, or faces that do not match.
+    faces: one per photo, needed by `portrait`; `subject` takes photos cut out on white. cls_from: `first` photo, as
+    released, or the `mean` of all. Raises ValueError on another CLIP, no photos, or faces that do not match.
     """
     check_clip_vision(clip_vision, checkpoint)
     if not photos:
         raise ValueError("images: a subject needs at least one reference photo")
     if checkpoint.variant == PORTRAIT:
         if faces is None or len(faces) != len(photos):
-            raise ValueError(f"faces: a portrait checkpoint needs one face per photo, got {len(faces or [])} for {len(photos)} photos")
+            raise ValueError(
+                f"faces: a portrait checkpoint needs one face per photo, got {len(faces or [])} for {len(photos)} "
+                "photos"
+            )
         cls = encode_cls(clip_vision, checkpoint, photos, BLACK)
         identity = torch.stack([face.embedding for face in faces]).float()
         crops = [resize(face.crop, clip_vision.image_size) for face in faces]

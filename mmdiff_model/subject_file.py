@@ -1,4 +1,6 @@
-"""A subject as a file: .safetensors with its CLS, tokens and region, and a JSON header. Encoded once, used without the photos."""
+"""A subject as a file: .safetensors with its CLS, tokens and region, and a JSON header. Encoded once, used without the
+photos.
+"""
 
 import base64
 import io
@@ -33,18 +35,25 @@ def save_subject(subject: Subject, path: Path) -> None:
 
 
 def load_subject(path: Path) -> Subject:
-    """Reads what save_subject wrote. Raises SubjectFileError on a truncated or foreign file and on a later format version."""
+    """Reads what save_subject wrote. Raises SubjectFileError on a truncated or foreign file and on a later format
+    version.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise SubjectFileError(f"'{path.name}' is truncated or not a .safetensors file: {error}. Save the subject again.") from error
+        raise SubjectFileError(
+            f"'{path.name}' is truncated or not a .safetensors file: {error}. Save the subject again."
+        ) from error
     if "mmdiff_subject" not in metadata:
         raise SubjectFileError(f"'{path.name}' is not a subject file. Make one with Save MM-Diff Subject.")
     header = json.loads(metadata["mmdiff_subject"])
     if header["format_version"] > FORMAT_VERSION:
-        raise SubjectFileError(f"'{path.name}' has format version {header['format_version']}, this pack reads up to {FORMAT_VERSION}. Update the pack.")
+        raise SubjectFileError(
+            f"'{path.name}' has format version {header['format_version']}, this pack reads up to {FORMAT_VERSION}. "
+            "Update the pack."
+        )
     fields = {key: header[key] for key in HEADER} | {key: tuple(header[key]) for key in ("scores", "outliers")}
     thumbnail = decode_thumbnail(header["thumbnail"]) if "thumbnail" in header else None
     return Subject(**{key: tensors.get(key) for key in TENSORS}, **fields, thumbnail=thumbnail)

@@ -37,14 +37,21 @@ class ClassWord:
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """Conditionings of one prompt pair, as ComfyUI's nodes pass them: lists of [embeddings (1, 77 c, 2048), options]."""
+    """Conditionings of one prompt pair as ComfyUI passes them: lists of [embeddings (1, 77 c, 2048), options]."""
 
     positive: list
     negative: list
 
 
-def encode_text(clip: CLIP, checkpoint: Checkpoint, subjects: Sequence[Subject], positive: str, negative: str,
-                schedule: Schedule | None = None, clean_negative: bool = False) -> TextEncoding:
+def encode_text(
+    clip: CLIP,
+    checkpoint: Checkpoint,
+    subjects: Sequence[Subject],
+    positive: str,
+    negative: str,
+    schedule: Schedule | None = None,
+    clean_negative: bool = False,
+) -> TextEncoding:
     """A prompt with triggers and a negative prompt -> conditionings, plain or fused in each phase of the schedule.
 
     As released, the negative prompt's token at a class word's position is fused too, unless `clean_negative`.
@@ -64,37 +71,50 @@ def encode_text(clip: CLIP, checkpoint: Checkpoint, subjects: Sequence[Subject],
 
 
 def with_text_lora(clip: CLIP, checkpoint: Checkpoint) -> CLIP:
-    """A clone of CLIP with the checkpoint's text LoRA. Raises ValueError where it is not SDXL's pair of text encoders."""
+    """A clone of CLIP with the checkpoint's text LoRA. Raises ValueError where it is not SDXL's two encoders."""
     tokenizer = clip.tokenizer
     if not all(hasattr(tokenizer, f"clip_{key}") for key in ENCODERS):
-        raise ValueError(f"clip: MM-Diff needs SDXL's two text encoders, this CLIP has the tokeniser {type(tokenizer).__name__}. "
-                         "Connect the CLIP of an SDXL checkpoint.")
+        raise ValueError(
+            f"clip: MM-Diff needs SDXL's two text encoders, this CLIP has the tokeniser {type(tokenizer).__name__}. "
+            "Connect the CLIP of an SDXL checkpoint."
+        )
     clip = clip.clone()
     try:
         clip.add_patches(text_patches(clip.patcher, checkpoint.text_lora, checkpoint.text_encoder_2_lora))
     except ValueError as error:
-        raise ValueError(f"clip: {error}. Connect the CLIP of the SDXL model that the checkpoint was trained on.") from error
+        raise ValueError(
+            f"clip: {error}. Connect the CLIP of the SDXL model that the checkpoint was trained on."
+        ) from error
     return clip
 
 
 def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[str, list[ClassWord]]:
     """Where each trigger's class word ends, for each encoder, in the prompt without triggers.
 
-    The host's tokeniser reads the prompt once with a marker in each trigger's place; as many real tokens as stand before
-    the marker stand before the class word's end. Raises PromptError where no word does, or two subjects share one.
+    The host's tokeniser reads the prompt once with a marker in each trigger's place; as many real tokens as stand
+    before the marker stand before the class word's end. Raises PromptError where no word does, or two subjects share
+    one.
     """
     marked = clip.tokenize(mark_triggers(prompt, MARKER), return_word_ids=True)
     clean = clip.tokenize(strip_triggers(prompt), return_word_ids=True)
     words = {}
     for key in ENCODERS:
-        places = [(chunk, position) for chunk, row in enumerate(clean[key]) for position, token in enumerate(row) if token[2] > 0]
+        places = [
+            (chunk, position)
+            for chunk, row in enumerate(clean[key])
+            for position, token in enumerate(row)
+            if token[2] > 0
+        ]
         counts, real = [], 0
         for token, _, word_id in (token for row in marked[key] for token in row):
             if word_id > 0 and not torch.is_tensor(token) and token == MARKER_ID:
                 counts.append(real)
             elif word_id > 0:
                 real += 1
-        words[key] = [ClassWord(subject, *places[count - 1]) if count else None for subject, count in zip(subjects, counts, strict=True)]
+        words[key] = [
+            ClassWord(subject, *places[count - 1]) if count else None
+            for subject, count in zip(subjects, counts, strict=True)
+        ]
         _check_class_words(clip, prompt, clean[key], words[key])
     return words
 
@@ -105,10 +125,14 @@ def _check_class_words(clip: CLIP, prompt: str, rows: list[list[tuple]], words: 
         if word is None:
             raise PromptError(prompt, "a trigger has no word before it")
         token = rows[word.chunk][word.position][0]
-        if not torch.is_tensor(token) and not any(char.isalnum() for char in clip.tokenizer.untokenize([(token, 1.0)])[0][1].removesuffix("</w>")):
+        if not torch.is_tensor(token) and not any(
+            char.isalnum() for char in clip.tokenizer.untokenize([(token, 1.0)])[0][1].removesuffix("</w>")
+        ):
             raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word")
         if owners.setdefault((word.chunk, word.position), word.subject) != word.subject:
-            raise PromptError(prompt, "two subjects share one class word; mix them with MMDiffMixSubjects or give each its own word")
+            raise PromptError(
+                prompt, "two subjects share one class word; mix them with MMDiffMixSubjects or give each its own word"
+            )
 
 
 class TextFusion:
@@ -125,7 +149,9 @@ class TextFusion:
         ends = {key: sum(word_id > 0 for _, _, word_id in rows[0]) + 1 for key, rows in tokens.items()}
         words = {key: [word for word in found if word.chunk < len(tokens[key])] for key, found in words.items()}
         conditioning = self._encode(tokens, words, options)
-        within = {key: [word for word in found if word.chunk > 0 or word.position < ends[key]] for key, found in words.items()}
+        within = {
+            key: [word for word in found if word.chunk > 0 or word.position < ends[key]] for key, found in words.items()
+        }
         if within != words:
             # ComfyUI counts vectors after the end token as text and would pool one of them
             pooled = self._encode(tokens, within, options)
@@ -134,7 +160,9 @@ class TextFusion:
         return conditioning
 
     def _encode(self, tokens: Tokens, words: dict[str, list[ClassWord]], options: dict) -> list:
-        rows = {key: [[(token, weight) for token, weight, _ in row] for row in chunks] for key, chunks in tokens.items()}
+        rows = {
+            key: [[(token, weight) for token, weight, _ in row] for row in chunks] for key, chunks in tokens.items()
+        }
         if words and words["l"]:
             for key, vectors in zip(ENCODERS, self._fuse(rows, words), strict=True):
                 for word, vector in zip(words[key], vectors, strict=True):
@@ -143,11 +171,16 @@ class TextFusion:
 
     @torch.no_grad()
     def _fuse(self, rows: Tokens, words: dict[str, list[ClassWord]]) -> tuple[Tensor, Tensor]:
-        embeddings = tuple(torch.stack([self._embed(key, rows[key][word.chunk][word.position][0]) for word in words[key]]) for key in ENCODERS)
+        embeddings = tuple(
+            torch.stack([self._embed(key, rows[key][word.chunk][word.position][0]) for word in words[key]])
+            for key in ENCODERS
+        )
         cls = torch.stack([self.cls[word.subject] for word in words["l"]])
         comfy.model_management.load_model_gpu(self.adapter)
         device = self.adapter.load_device
-        return tuple(fused.cpu() for fused in self.adapter.model.fuse(tuple(e.to(device) for e in embeddings), cls.to(device)))
+        return tuple(
+            fused.cpu() for fused in self.adapter.model.fuse(tuple(e.to(device) for e in embeddings), cls.to(device))
+        )
 
     def _embed(self, key: str, token: int | Tensor) -> Tensor:
         if torch.is_tensor(token):
@@ -155,4 +188,3 @@ class TextFusion:
         device = self.clip.load_model().load_device
         encoder = getattr(self.clip.cond_stage_model, f"clip_{key}").transformer
         return encoder.get_input_embeddings()(torch.tensor([token], device=device), out_dtype=torch.float32)[0].cpu()
-

@@ -1,6 +1,7 @@
 """Vision encoder: CLIP ViT-L/14 gives CLS (tuned weights) and patch embeddings (base weights) of reference photos.
 
-Both views share one copy of CLIP in memory: the tuned one is the CLIP_VISION socket's patcher with "set" weight patches.
+Both views share one copy of CLIP in memory: the tuned one is the CLIP_VISION socket's patcher with "set" weight
+patches.
 """
 
 import comfy.model_management
@@ -18,12 +19,14 @@ def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> N
     wanted = (checkpoint.sizes.patch_dim, checkpoint.sizes.cls_dim)
     if (width, projection) != wanted:
         raise ValueError(
-            f"clip_vision: this model has width {width} and projection {projection}, the MM-Diff checkpoint needs {wanted[0]} and "
-            f"{wanted[1]}. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision loader.")
+            f"clip_vision: this model has width {width} and projection {projection}, the MM-Diff checkpoint needs "
+            f"{wanted[0]} and "
+            f"{wanted[1]}. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision loader."
+        )
 
 
 def pad_to_square(photo: Tensor, fill: float = 0.0) -> Tensor:
-    """(H, W, 3) -> (S, S, 3), the photo in the middle; an odd difference leaves it one pixel off square, as released."""
+    """(H, W, 3) -> (S, S, 3), the photo in the middle; an odd difference leaves it a pixel off square, as released."""
     height, width = photo.shape[:2]
     side = abs(height - width) // 2
     padding = (0, 0, side, side, 0, 0) if height > width else (0, 0, 0, 0, side, side)
@@ -69,6 +72,8 @@ def tuned(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> ModelPatcher:
 def _run(clip_vision: ClipVisionModel, patcher: ModelPatcher, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     comfy.model_management.load_model_gpu(patcher)
     pixels = images.to(patcher.load_device).movedim(-1, 1)
-    mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (clip_vision.image_mean, clip_vision.image_std))
+    mean, std = (
+        torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (clip_vision.image_mean, clip_vision.image_std)
+    )
     last, penultimate, projected = clip_vision.model(pixel_values=(pixels - mean) / std, intermediate_output=-2)[:3]
     return last.float().cpu(), penultimate.float().cpu(), projected.float().cpu()

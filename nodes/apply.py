@@ -1,4 +1,6 @@
-"""Applying subjects: the text and the image branch in one node, and the two halves for graphs with text nodes of their own."""
+"""Applying subjects: the text and the image branch in one node, and the two halves for graphs with text nodes of their
+own.
+"""
 
 from comfy_api.latest import io
 
@@ -13,43 +15,77 @@ AS_RELEASED, CLEAN = "as released", "clean"
 
 def text_inputs() -> list[io.Input]:
     return [
-        io.String.Input("positive", multiline=True, dynamic_prompts=True,
-                        tooltip="The prompt, with <|subj|> directly after each subject's class word: a man<|subj|> on the beach. "
-                                "<|subj:2|> and <|subj:anna|> call a subject by number or name."),
+        io.String.Input(
+            "positive",
+            multiline=True,
+            dynamic_prompts=True,
+            tooltip="The prompt, with <|subj|> directly after each subject's class word: a man<|subj|> on the beach. "
+            "<|subj:2|> and <|subj:anna|> call a subject by number or name.",
+        ),
         io.String.Input("negative", multiline=True, dynamic_prompts=True, tooltip="What the picture should not show."),
     ]
 
 
 def range_inputs() -> list[io.Input]:
     return [
-        io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
-                       tooltip="Delayed conditioning: before this part of sampling (0 to 1) the prompt is plain. "
-                               "Higher follows the text's layout more and the subject less."),
-        io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
-                       tooltip="After this part of sampling (0 to 1) the prompt is plain again."),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Delayed conditioning: before this part of sampling (0 to 1) the prompt is plain. "
+            "Higher follows the text's layout more and the subject less.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="After this part of sampling (0 to 1) the prompt is plain again.",
+        ),
     ]
 
 
 def fuse_scale_input() -> io.Input:
-    return io.Float.Input("fuse_scale", default=0.8, min=0.0, max=2.0, step=0.01,
-                          tooltip="Strength of the image branch. 0.8 works for most; higher is closer to the subject, lower to the text.")
+    return io.Float.Input(
+        "fuse_scale",
+        default=0.8,
+        min=0.0,
+        max=2.0,
+        step=0.01,
+        tooltip="Strength of the image branch. 0.8 works for most; higher is closer to the subject, lower to the text.",
+    )
 
 
 def negative_fusion_input() -> io.Input:
-    return io.Combo.Input("negative_fusion", options=[AS_RELEASED, CLEAN], default=AS_RELEASED, advanced=True,
-                          tooltip="The released code also fuses the subject into the negative prompt's token at the class word's position. "
-                                  "'clean' leaves the negative prompt as written.")
+    return io.Combo.Input(
+        "negative_fusion",
+        options=[AS_RELEASED, CLEAN],
+        default=AS_RELEASED,
+        advanced=True,
+        tooltip="The released code also fuses the subject into the negative prompt's token at the class word's "
+        "position. "
+        "'clean' leaves the negative prompt as written.",
+    )
 
 
 def routing_input() -> io.Input:
-    return io.Combo.Input("routing", options=list(MODES), default=OFF,
-                          tooltip="Keeps several subjects apart. 'off': all share the picture, as released. 'masks': each stays in its "
-                                  "MM-Diff Subject Region. 'auto': regions are read from the prompt's own attention while sampling.")
+    return io.Combo.Input(
+        "routing",
+        options=list(MODES),
+        default=OFF,
+        tooltip="Keeps several subjects apart. 'off': all share the picture, as released. 'masks': each stays in its "
+        "MM-Diff Subject Region. 'auto': regions are read from the prompt's own attention while sampling.",
+    )
 
 
 def check_range(start_percent: float, end_percent: float) -> None:
     if start_percent > end_percent:
-        raise ValueError(f"start_percent: {start_percent} is after end_percent {end_percent}. Set it at or below end_percent.")
+        raise ValueError(
+            f"start_percent: {start_percent} is after end_percent {end_percent}. Set it at or below end_percent."
+        )
 
 
 class MMDiffApply(io.ComfyNode):
@@ -71,25 +107,49 @@ class MMDiffApply(io.ComfyNode):
                 *range_inputs(),
                 routing_input(),
                 negative_fusion_input(),
-                io.Int.Input("start_merge_step", default=0, min=0, max=10000, advanced=True,
-                             tooltip="Above 0: the first step with the subject, counted in the sampler's steps as in the released code. "
-                                     "Takes the place of start_percent."),
+                io.Int.Input(
+                    "start_merge_step",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Above 0: the first step with the subject, counted in the sampler's steps as in the "
+                    "released code. "
+                    "Takes the place of start_percent.",
+                ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the subjects' image branch and the LoRAs."),
+                io.Model.Output(
+                    display_name="model", tooltip="The model with the subjects' image branch and the LoRAs."
+                ),
                 io.Conditioning.Output(display_name="positive", tooltip="The prompt with the subjects fused in."),
                 io.Conditioning.Output(display_name="negative", tooltip="The negative prompt."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, clip, mmdiff, subjects: io.Autogrow.Type, positive: str, negative: str, fuse_scale: float, start_percent: float,
-                end_percent: float, routing: str = OFF, negative_fusion: str = AS_RELEASED, start_merge_step: int = 0) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        clip,
+        mmdiff,
+        subjects: io.Autogrow.Type,
+        positive: str,
+        negative: str,
+        fuse_scale: float,
+        start_percent: float,
+        end_percent: float,
+        routing: str = OFF,
+        negative_fusion: str = AS_RELEASED,
+        start_merge_step: int = 0,
+    ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
         found = connected_subjects(subjects, mmdiff)
         schedule = Schedule(start_percent, end_percent, start_merge_step)
         text = encode_text(clip, mmdiff, found, positive, negative, schedule, clean_negative=negative_fusion == CLEAN)
-        return io.NodeOutput(apply_subjects(model, mmdiff, found, fuse_scale, schedule, routing), text.positive, text.negative)
+        return io.NodeOutput(
+            apply_subjects(model, mmdiff, found, fuse_scale, schedule, routing), text.positive, text.negative
+        )
 
 
 class MMDiffTextEncode(io.ComfyNode):
@@ -99,7 +159,8 @@ class MMDiffTextEncode(io.ComfyNode):
             node_id="MMDiffTextEncode",
             display_name="MM-Diff Text Encode",
             category="MM-Diff/advanced",
-            description="The text half of Apply MM-Diff: a prompt with subjects, and its negative. Give both halves the same subjects and range.",
+            description="The text half of Apply MM-Diff: a prompt with subjects, and its negative. Give both halves "
+            "the same subjects and range.",
             search_aliases=["mmdiff prompt"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The SDXL model's CLIP."),
@@ -116,11 +177,27 @@ class MMDiffTextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, mmdiff, subjects: io.Autogrow.Type, positive: str, negative: str, start_percent: float, end_percent: float,
-                negative_fusion: str = AS_RELEASED) -> io.NodeOutput:
+    def execute(
+        cls,
+        clip,
+        mmdiff,
+        subjects: io.Autogrow.Type,
+        positive: str,
+        negative: str,
+        start_percent: float,
+        end_percent: float,
+        negative_fusion: str = AS_RELEASED,
+    ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
-        text = encode_text(clip, mmdiff, connected_subjects(subjects, mmdiff), positive, negative, Schedule(start_percent, end_percent),
-                           clean_negative=negative_fusion == CLEAN)
+        text = encode_text(
+            clip,
+            mmdiff,
+            connected_subjects(subjects, mmdiff),
+            positive,
+            negative,
+            Schedule(start_percent, end_percent),
+            clean_negative=negative_fusion == CLEAN,
+        )
         return io.NodeOutput(text.positive, text.negative)
 
 
@@ -131,7 +208,8 @@ class MMDiffApplyModel(io.ComfyNode):
             node_id="MMDiffApplyModel",
             display_name="Apply MM-Diff to Model",
             category="MM-Diff/advanced",
-            description="The image half of Apply MM-Diff: the subjects' image branch and the LoRAs. Give both halves the same subjects and range.",
+            description="The image half of Apply MM-Diff: the subjects' image branch and the LoRAs. Give both halves "
+            "the same subjects and range.",
             search_aliases=["mmdiff model"],
             inputs=[
                 io.Model.Input("model", tooltip="An SDXL model."),
@@ -141,12 +219,26 @@ class MMDiffApplyModel(io.ComfyNode):
                 *range_inputs(),
                 routing_input(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="The model with the subjects' image branch and the LoRAs.")],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The model with the subjects' image branch and the LoRAs."
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, model, mmdiff, subjects: io.Autogrow.Type, fuse_scale: float, start_percent: float, end_percent: float,
-                routing: str = OFF) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        mmdiff,
+        subjects: io.Autogrow.Type,
+        fuse_scale: float,
+        start_percent: float,
+        end_percent: float,
+        routing: str = OFF,
+    ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
         found = connected_subjects(subjects, mmdiff)
-        return io.NodeOutput(apply_subjects(model, mmdiff, found, fuse_scale, Schedule(start_percent, end_percent), routing))
+        return io.NodeOutput(
+            apply_subjects(model, mmdiff, found, fuse_scale, Schedule(start_percent, end_percent), routing)
+        )

@@ -13,7 +13,9 @@ FOLDER = register("mmdiff", ".safetensors", ".bin")
 
 
 def checkpoint_names() -> list[str]:
-    """Single .safetensors files, and folders that hold at least one of the official files ("." is models/mmdiff itself)."""
+    """Single .safetensors files, and folders that hold at least one of the official files ("." is models/mmdiff
+    itself).
+    """
     names = set()
     for file in map(Path, folder_paths.get_filename_list(FOLDER)):
         if file.suffix == ".safetensors":
@@ -28,8 +30,10 @@ def checkpoint_path(name: str) -> Path:
     for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"checkpoint: '{name}' is no longer in {', '.join(folder_paths.get_folder_paths(FOLDER))}. "
-                            "Put it back or choose another, then refresh the node definitions (R).")
+    raise FileNotFoundError(
+        f"checkpoint: '{name}' is no longer in {', '.join(folder_paths.get_folder_paths(FOLDER))}. "
+        "Put it back or choose another, then refresh the node definitions (R)."
+    )
 
 
 class MMDiffLoader(io.ComfyNode):
@@ -42,10 +46,18 @@ class MMDiffLoader(io.ComfyNode):
             description="Loads an MM-Diff checkpoint: the official folder of three files, or one .safetensors.",
             search_aliases=["mmdiff", "mm-diff", "personalization", "identity"],
             inputs=[
-                io.Combo.Input("checkpoint", options=checkpoint_names(),
-                               tooltip="A folder with the three official files, or a .safetensors file, in models/mmdiff."),
-                io.Boolean.Input("text_encoder_2_lora", default=False, advanced=True,
-                                 tooltip="Also apply the LoRA of the second text encoder. The released code reads it but never applies it."),
+                io.Combo.Input(
+                    "checkpoint",
+                    options=checkpoint_names(),
+                    tooltip="A folder with the three official files, or a .safetensors file, in models/mmdiff.",
+                ),
+                io.Boolean.Input(
+                    "text_encoder_2_lora",
+                    default=False,
+                    advanced=True,
+                    tooltip="Also apply the LoRA of the second text encoder. The released code reads it but never "
+                    "applies it.",
+                ),
             ],
             outputs=[MMDiff.Output(display_name="mmdiff", tooltip="The checkpoint, for the other MM-Diff nodes.")],
         )
@@ -62,11 +74,16 @@ class MMDiffSaveCheckpoint(io.ComfyNode):
             node_id="MMDiffSaveCheckpoint",
             display_name="Save MM-Diff Checkpoint",
             category="MM-Diff/loaders",
-            description="Writes a loaded MM-Diff checkpoint as one .safetensors into models/mmdiff, where Load MM-Diff finds it.",
+            description="Writes a loaded MM-Diff checkpoint as one .safetensors into models/mmdiff, where Load "
+            "MM-Diff finds it.",
             search_aliases=["convert mmdiff", "safetensors"],
             inputs=[
                 mmdiff_input(),
-                io.String.Input("filename", default="mmdiff", tooltip="Name of the file, without .safetensors. It must not exist yet."),
+                io.String.Input(
+                    "filename",
+                    default="mmdiff",
+                    tooltip="Name of the file, without .safetensors. It must not exist yet.",
+                ),
             ],
             is_output_node=True,
         )

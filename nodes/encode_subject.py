@@ -23,44 +23,97 @@ class MMDiffEncodeSubject(io.ComfyNode):
             node_id="MMDiffEncodeSubject",
             display_name="Encode MM-Diff Subject",
             category="MM-Diff",
-            description="Turns one or several photos of one person, pet or thing into a subject. Different sizes: encode each and mix them.",
+            description="Turns one or several photos of one person, pet or thing into a subject. Different sizes: "
+            "encode each and mix them.",
             search_aliases=["reference image", "face id", "identity"],
             inputs=[
                 mmdiff_input(),
-                io.ClipVision.Input("clip_vision", tooltip="CLIP ViT-L/14 (openai/clip-vit-large-patch14), from the CLIP Vision loader."),
-                io.Image.Input("images", tooltip="Photos of one subject; a batch is several photos of it. More photos, better likeness."),
-                io.MultiType.Input("face_analysis", types=FACE_SOCKETS, optional=True,
-                                   tooltip="InsightFace, needed by portrait checkpoints. Load Face Analysis gives one; those of other packs work too."),
-                io.Mask.Input("masks", optional=True, tooltip="White on the subject: one mask, or one per photo. The rest of the photo becomes white."),
-                io.Combo.Input("face", options=list(WHICH), default=WHICH[0], advanced=True, tooltip="Which face to take where a photo has several."),
-                io.Int.Input("face_index", default=1, min=1, max=64, advanced=True, tooltip="Which one from the left, for face 'left to right'."),
-                io.Combo.Input("cls_from", options=[FIRST, MEAN], default=FIRST, advanced=True,
-                               tooltip="Which photo leads the text. The released code takes the first."),
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="CLIP ViT-L/14 (openai/clip-vit-large-patch14), from the CLIP Vision loader."
+                ),
+                io.Image.Input(
+                    "images",
+                    tooltip="Photos of one subject; a batch is several photos of it. More photos, better likeness.",
+                ),
+                io.MultiType.Input(
+                    "face_analysis",
+                    types=FACE_SOCKETS,
+                    optional=True,
+                    tooltip="InsightFace, needed by portrait checkpoints. Load Face Analysis gives one; those of "
+                    "other packs work too.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="White on the subject: one mask, or one per photo. The rest of the photo becomes white.",
+                ),
+                io.Combo.Input(
+                    "face",
+                    options=list(WHICH),
+                    default=WHICH[0],
+                    advanced=True,
+                    tooltip="Which face to take where a photo has several.",
+                ),
+                io.Int.Input(
+                    "face_index",
+                    default=1,
+                    min=1,
+                    max=64,
+                    advanced=True,
+                    tooltip="Which one from the left, for face 'left to right'.",
+                ),
+                io.Combo.Input(
+                    "cls_from",
+                    options=[FIRST, MEAN],
+                    default=FIRST,
+                    advanced=True,
+                    tooltip="Which photo leads the text. The released code takes the first.",
+                ),
             ],
             outputs=[
                 MMDiffSubject.Output(display_name="subject", tooltip="The subject, for Apply MM-Diff."),
-                io.Image.Output(display_name="crops", tooltip="What was encoded: the aligned faces, or the subject on white."),
+                io.Image.Output(
+                    display_name="crops", tooltip="What was encoded: the aligned faces, or the subject on white."
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, mmdiff, clip_vision, images: Tensor, face: str = WHICH[0], face_index: int = 1, cls_from: str = FIRST, face_analysis=None,
-                masks: Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        mmdiff,
+        clip_vision,
+        images: Tensor,
+        face: str = WHICH[0],
+        face_index: int = 1,
+        cls_from: str = FIRST,
+        face_analysis=None,
+        masks: Tensor | None = None,
+    ) -> io.NodeOutput:
         photos = photos_from(images)
         if masks is not None:
             photos = [segment(photo, mask) for photo, mask in zip(photos, masks_from(masks, photos), strict=True)]
         faces = find_faces(mmdiff, face_analysis, photos, face, face_index)
         subject = encode_subject(mmdiff, clip_vision, photos, faces, cls_from="first" if cls_from == FIRST else "mean")
-        crops = [found.crop for found in faces] if faces else [resize(pad_to_square(photo, 1.0), PREVIEW_SIZE) for photo in photos]
+        crops = (
+            [found.crop for found in faces]
+            if faces
+            else [resize(pad_to_square(photo, 1.0), PREVIEW_SIZE) for photo in photos]
+        )
         return io.NodeOutput(subject, torch.stack(crops), ui=preview(cls, crops, subject))
 
 
-def find_faces(mmdiff: Checkpoint, face_analysis, photos: list[Tensor], face: str, face_index: int) -> list[Face] | None:
+def find_faces(
+    mmdiff: Checkpoint, face_analysis, photos: list[Tensor], face: str, face_index: int
+) -> list[Face] | None:
     """One face per photo for a portrait checkpoint, None for others. Raises ValueError without a face analysis."""
     if mmdiff.variant != PORTRAIT:
         return None
     if face_analysis is None:
-        raise ValueError("face_analysis: a portrait checkpoint needs one. Connect Load Face Analysis (MM-Diff), or the InsightFace loader of another pack.")
+        raise ValueError(
+            "face_analysis: a portrait checkpoint needs one. Connect Load Face Analysis (MM-Diff), or the "
+            "InsightFace loader of another pack."
+        )
     return detect(face_analysis, photos, face, face_index)
 
 

@@ -33,18 +33,30 @@ class MMDiffFaceAnalysisLoader(io.ComfyNode):
             display_name="Load Face Analysis (MM-Diff)",
             category="MM-Diff/loaders",
             description="Loads InsightFace's face detection and recognition, which portrait checkpoints need. "
-                        "Downloads nothing.",
+            "Downloads nothing.",
             search_aliases=["insightface", "buffalo_l", "arcface", "face detection"],
             inputs=[
-                io.Combo.Input("pack", options=pack_names(), default=RELEASED_PACK,
-                               tooltip="A folder of .onnx files in models/insightface/models. MM-Diff was trained with "
-                                       "buffalo_l (for non-commercial research); others give little likeness."),
-                io.Combo.Input("provider", options=list(PROVIDERS), default="CPU", advanced=True,
-                               tooltip="What runs the models. CPU takes about a second a photo and no video memory; "
-                                       "the others need the onnxruntime made for them."),
+                io.Combo.Input(
+                    "pack",
+                    options=pack_names(),
+                    default=RELEASED_PACK,
+                    tooltip="A folder of .onnx files in models/insightface/models. MM-Diff was trained with "
+                    "buffalo_l (for non-commercial research); others give little likeness.",
+                ),
+                io.Combo.Input(
+                    "provider",
+                    options=list(PROVIDERS),
+                    default="CPU",
+                    advanced=True,
+                    tooltip="What runs the models. CPU takes about a second a photo and no video memory; "
+                    "the others need the onnxruntime made for them.",
+                ),
             ],
-            outputs=[io.FaceAnalysis.Output(display_name="face analysis",
-                                            tooltip="The InsightFace object, for Encode MM-Diff Subject.")],
+            outputs=[
+                io.FaceAnalysis.Output(
+                    display_name="face analysis", tooltip="The InsightFace object, for Encode MM-Diff Subject."
+                )
+            ],
         )
 
     @classmethod

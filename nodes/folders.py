@@ -13,11 +13,15 @@ def register(folder: str, *extensions: str) -> str:
 
 
 def new_file(folder: str, filename: str, overwrite: bool = False) -> Path:
-    """Path of a .safetensors to be written in a registered folder. Raises ValueError on a name that leads out of it, FileExistsError."""
+    """Path of a .safetensors to be written in a registered folder. Raises ValueError on a name that leads out of it,
+    FileExistsError.
+    """
     root = Path(folder_paths.get_folder_paths(folder)[0])
     path = root / f"{filename.strip().removesuffix('.safetensors')}.safetensors"
     if path.stem.startswith(".") or path.name == ".safetensors" or path.parent.resolve() != root.resolve():
         raise ValueError(f"filename: '{filename}' is not a plain file name. Use letters, digits, '-' and '_'.")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"filename: '{path.name}' is already in {root}. Choose another name, or delete or overwrite that file.")
+        raise FileExistsError(
+            f"filename: '{path.name}' is already in {root}. Choose another name, or delete or overwrite that file."
+        )
     return path

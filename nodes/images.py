@@ -10,10 +10,15 @@ def photos_from(images: Tensor) -> list[Tensor]:
     Raises ValueError on an empty batch, NaN, or a number of channels that is not a picture's.
     """
     if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images: expected a batch of pictures, got shape {tuple(images.shape)}. Connect the output of Load Image.")
+        raise ValueError(
+            f"images: expected a batch of pictures, got shape {tuple(images.shape)}. Connect the output of Load Image."
+        )
     for number, photo in enumerate(images, start=1):
         if not torch.isfinite(photo).all():
-            raise ValueError(f"images: photo {number} holds NaN or infinite values. Check the node that made it, usually a VAE decode in half precision.")
+            raise ValueError(
+                f"images: photo {number} holds NaN or infinite values. Check the node that made it, usually a VAE "
+                "decode in half precision."
+            )
     channels = images.shape[-1]
     if channels == 1:
         images = images.expand(-1, -1, -1, 3)
@@ -32,20 +37,33 @@ def masks_from(masks: Tensor, photos: list[Tensor]) -> list[Tensor]:
     """
     masks = check_mask("masks", masks)
     if len(masks) not in (1, len(photos)):
-        raise ValueError(f"masks: got {len(masks)} masks for {len(photos)} photos. Give one mask, or one for each photo.")
+        raise ValueError(
+            f"masks: got {len(masks)} masks for {len(photos)} photos. Give one mask, or one for each photo."
+        )
     masks = masks.expand(len(photos), -1, -1)
-    resized = [nn.functional.interpolate(mask[None, None], photo.shape[:2], mode="bilinear")[0, 0] for mask, photo in zip(masks, photos, strict=True)]
+    resized = [
+        nn.functional.interpolate(mask[None, None], photo.shape[:2], mode="bilinear")[0, 0]
+        for mask, photo in zip(masks, photos, strict=True)
+    ]
     for number, mask in enumerate(resized, start=1):
         if not mask.any():
-            raise ValueError(f"masks: the mask of photo {number} is empty. Paint the subject, or disconnect the masks to use whole photos.")
+            raise ValueError(
+                f"masks: the mask of photo {number} is empty. Paint the subject, or disconnect the masks to use "
+                "whole photos."
+            )
     return resized
 
 
 def check_mask(name: str, mask: Tensor) -> Tensor:
-    """MASK (h, w) or (B, h, w) -> (B, h, w) float on the CPU in 0..1. Raises ValueError naming the input on NaN or another shape."""
+    """MASK (h, w) or (B, h, w) -> (B, h, w) float on the CPU in 0..1. Raises ValueError naming the input on NaN or
+    another shape.
+    """
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or 0 in mask.shape:
-        raise ValueError(f"{name}: expected a mask, got shape {tuple(mask.shape)}. Connect a MASK, such as Load Image (as Mask) gives.")
+        raise ValueError(
+            f"{name}: expected a mask, got shape {tuple(mask.shape)}. Connect a MASK, such as Load Image (as Mask) "
+            "gives."
+        )
     if not torch.isfinite(mask).all():
         raise ValueError(f"{name}: the mask holds NaN or infinite values. Check the node that made it.")
     return mask.float().cpu().clamp(0, 1)

@@ -19,10 +19,19 @@ class MMDiffMixSubjects(io.ComfyNode):
             search_aliases=["identity mixing", "blend faces", "merge subjects"],
             inputs=[
                 subjects_input(),
-                io.Combo.Input("mode", options=[ALL_TOKENS, WEIGHTED, SPHERICAL], default=ALL_TOKENS,
-                               tooltip="'all tokens' is the released identity mixing: the first subject leads the text, all lead the image. "
-                                       "'weighted mean' and 'spherical' blend both by the weights."),
-                io.String.Input("weights", default="", tooltip="One weight for each subject, such as 1, 0.5. Empty: equal. Not used by 'all tokens'."),
+                io.Combo.Input(
+                    "mode",
+                    options=[ALL_TOKENS, WEIGHTED, SPHERICAL],
+                    default=ALL_TOKENS,
+                    tooltip="'all tokens' is the released identity mixing: the first subject leads the text, all "
+                    "lead the image. "
+                    "'weighted mean' and 'spherical' blend both by the weights.",
+                ),
+                io.String.Input(
+                    "weights",
+                    default="",
+                    tooltip="One weight for each subject, such as 1, 0.5. Empty: equal. Not used by 'all tokens'.",
+                ),
             ],
             outputs=[MMDiffSubject.Output(display_name="subject", tooltip="The mixed subject, for Apply MM-Diff.")],
         )
@@ -41,4 +50,6 @@ def parse_weights(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")] if text.strip() else []
     except ValueError as error:
-        raise ValueError(f"weights: '{text}' is not a list of numbers. Write one for each subject, such as: 1, 0.5") from error
+        raise ValueError(
+            f"weights: '{text}' is not a list of numbers. Write one for each subject, such as: 1, 0.5"
+        ) from error

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from ..mmdiff_model.sampling import last_routing
 
-COLOURS = torch.tensor([[0.95, 0.25, 0.2], [0.15, 0.55, 0.95], [0.2, 0.8, 0.35], [0.95, 0.75, 0.1], [0.7, 0.35, 0.9], [0.1, 0.8, 0.8]])
+COLOURS = torch.tensor(
+    [[0.95, 0.25, 0.2], [0.15, 0.55, 0.95], [0.2, 0.8, 0.35], [0.95, 0.75, 0.1], [0.7, 0.35, 0.9], [0.1, 0.8, 0.8]]
+)
 
 
 class MMDiffRoutingPreview(io.ComfyNode):
@@ -16,13 +18,21 @@ class MMDiffRoutingPreview(io.ComfyNode):
             node_id="MMDiffRoutingPreview",
             display_name="MM-Diff Routing Preview",
             category="MM-Diff",
-            description="Shows which part of the picture each subject was given, for routing 'masks' and 'auto': one picture per subject, in the "
-                        "order of the subjects.",
+            description="Shows which part of the picture each subject was given, for routing 'masks' and 'auto': one "
+            "picture per subject, in the "
+            "order of the subjects.",
             search_aliases=["heat map", "attention map", "daam"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL that Apply MM-Diff gave and the KSampler used."),
                 io.Image.Input("images", tooltip="The decoded pictures of that KSampler."),
-                io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.01, tooltip="How strongly the colours cover the picture."),
+                io.Float.Input(
+                    "opacity",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How strongly the colours cover the picture.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="maps", tooltip="For each picture, one map per subject.")],
             is_output_node=True,
@@ -32,9 +42,17 @@ class MMDiffRoutingPreview(io.ComfyNode):
     def execute(cls, model, images: Tensor, opacity: float) -> io.NodeOutput:
         weights = last_routing(model)
         if weights is None:
-            raise ValueError("model: no routing was recorded. Connect the MODEL that the KSampler used, and choose routing 'masks' or 'auto' "
-                             "(auto needs two subjects or more, each with a trigger).")
-        maps = torch.cat([heat_maps(image, subject_weights, opacity) for image, subject_weights in zip(images, spread(weights, len(images)), strict=True)])
+            raise ValueError(
+                "model: no routing was recorded. Connect the MODEL that the KSampler used, and choose routing "
+                "'masks' or 'auto' "
+                "(auto needs two subjects or more, each with a trigger)."
+            )
+        maps = torch.cat(
+            [
+                heat_maps(image, subject_weights, opacity)
+                for image, subject_weights in zip(images, spread(weights, len(images)), strict=True)
+            ]
+        )
         return io.NodeOutput(maps, ui=ui.PreviewImage(maps, cls=cls))
 
 

@@ -21,8 +21,11 @@ def subjects_input(minimum: int = 1) -> io.Input:
     """A list of subjects that grows as they are connected: subject_1, subject_2, ..."""
     subject = MMDiffSubject.Input("subject", tooltip="A subject from Encode Subject, Mix Subjects or a subject file.")
     names = [f"subject_{i + 1}" for i in range(MAX_SUBJECTS)]
-    return io.Autogrow.Input("subjects", template=io.Autogrow.TemplateNames(subject, names=names, min=minimum),
-                             tooltip="The k-th subject is the one that the k-th <|subj|> in the prompt calls.")
+    return io.Autogrow.Input(
+        "subjects",
+        template=io.Autogrow.TemplateNames(subject, names=names, min=minimum),
+        tooltip="The k-th subject is the one that the k-th <|subj|> in the prompt calls.",
+    )
 
 
 def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoint | None = None) -> list[Subject]:
@@ -40,9 +43,14 @@ def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoi
     seen = set()
     for name, subject in connected.items():
         if (subject.variant, subject.space) != (variant, space):
-            raise ValueError(f"subjects.{name}: this subject was made with another checkpoint ({subject.variant}, {subject.space}) than the "
-                             f"{owner} ({variant}, {space}). Encode its photos again with the checkpoint in use.")
+            raise ValueError(
+                f"subjects.{name}: this subject was made with another checkpoint ({subject.variant}, "
+                f"{subject.space}) than the "
+                f"{owner} ({variant}, {space}). Encode its photos again with the checkpoint in use."
+            )
         if subject.name and subject.name in seen:
-            raise ValueError(f"subjects.{name}: the name '{subject.name}' is used twice. Give each subject its own name.")
+            raise ValueError(
+                f"subjects.{name}: the name '{subject.name}' is used twice. Give each subject its own name."
+            )
         seen.add(subject.name)
     return list(connected.values())

@@ -26,21 +26,40 @@ class MMDiffSubjectRegion(io.ComfyNode):
             node_id="MMDiffSubjectRegion",
             display_name="MM-Diff Subject Region",
             category="MM-Diff",
-            description="Says where a subject goes (with routing 'masks'), how strongly and when it acts, and by which name a prompt calls it.",
+            description="Says where a subject goes (with routing 'masks'), how strongly and when it acts, and by "
+            "which name a prompt calls it.",
             search_aliases=["regional", "attention mask", "subject mask"],
             inputs=[
                 subject_input(),
-                io.Mask.Input("mask", optional=True,
-                              tooltip="White where the subject may appear, any size. Used by routing 'masks'; without one the subject gets what other masks leave."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.01, tooltip="Multiplies fuse_scale for this subject. 0 switches its image term off."),
-                io.String.Input("name", default="", tooltip="Lets the prompt call it by name, as in: a woman<|subj:anna|>. Empty keeps the name it has."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the subject may appear, any size. Used by routing 'masks'; without one the "
+                    "subject gets what other masks leave.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.01,
+                    tooltip="Multiplies fuse_scale for this subject. 0 switches its image term off.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Lets the prompt call it by name, as in: a woman<|subj:anna|>. Empty keeps the name it "
+                    "has.",
+                ),
                 *range_inputs(),
             ],
             outputs=[MMDiffSubject.Output(display_name="subject", tooltip="The same identity with its region.")],
         )
 
     @classmethod
-    def execute(cls, subject, strength: float, name: str, start_percent: float, end_percent: float, mask=None) -> io.NodeOutput:
+    def execute(
+        cls, subject, strength: float, name: str, start_percent: float, end_percent: float, mask=None
+    ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
         name = name.strip()
         if any(char in name for char in "|<>"):
@@ -48,10 +67,21 @@ class MMDiffSubjectRegion(io.ComfyNode):
         if mask is not None:
             mask = check_mask("mask", mask)
             if len(mask) > 1:
-                raise ValueError(f"mask: got a batch of {len(mask)} masks for one subject. Pick one, or join them with a mask composite.")
+                raise ValueError(
+                    f"mask: got a batch of {len(mask)} masks for one subject. Pick one, or join them with a mask "
+                    "composite."
+                )
             mask = mask[0]
-        return io.NodeOutput(replace(subject, strength=strength, name=name or subject.name, region=mask if mask is not None else subject.region,
-                                     start_percent=start_percent, end_percent=end_percent))
+        return io.NodeOutput(
+            replace(
+                subject,
+                strength=strength,
+                name=name or subject.name,
+                region=mask if mask is not None else subject.region,
+                start_percent=start_percent,
+                end_percent=end_percent,
+            )
+        )
 
 
 class MMDiffSaveSubject(io.ComfyNode):
@@ -61,7 +91,8 @@ class MMDiffSaveSubject(io.ComfyNode):
             node_id="MMDiffSaveSubject",
             display_name="Save MM-Diff Subject",
             category="MM-Diff",
-            description="Writes a subject to models/mmdiff_subjects. Load it later without the photos, CLIP vision or face models.",
+            description="Writes a subject to models/mmdiff_subjects. Load it later without the photos, CLIP vision "
+            "or face models.",
             search_aliases=["save identity", "face model"],
             inputs=[
                 subject_input(),
@@ -88,8 +119,18 @@ class MMDiffLoadSubject(io.ComfyNode):
             category="MM-Diff",
             description="Reads a subject that Save MM-Diff Subject wrote, and shows its thumbnail.",
             search_aliases=["load identity", "face model"],
-            inputs=[io.Combo.Input("file", options=folder_paths.get_filename_list(FOLDER), tooltip="A subject file in models/mmdiff_subjects.")],
-            outputs=[MMDiffSubject.Output(display_name="subject", tooltip="The subject, for Apply MM-Diff with the checkpoint that made it.")],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A subject file in models/mmdiff_subjects.",
+                )
+            ],
+            outputs=[
+                MMDiffSubject.Output(
+                    display_name="subject", tooltip="The subject, for Apply MM-Diff with the checkpoint that made it."
+                )
+            ],
         )
 
     @classmethod

@@ -56,8 +56,12 @@ def tiny(models_folder) -> SimpleNamespace:
     """The tiny SDXL: model, clip, vae, clip_vision."""
     from tiny_pack.models import make_clip, make_clip_vision, make_model, make_vae
 
-    return SimpleNamespace(model=make_model(20), clip=make_clip(20, str(models_folder / "embeddings")), vae=make_vae(20),
-                           clip_vision=make_clip_vision(20))
+    return SimpleNamespace(
+        model=make_model(20),
+        clip=make_clip(20, str(models_folder / "embeddings")),
+        vae=make_vae(20),
+        clip_vision=make_clip_vision(20),
+    )
 
 
 @pytest.fixture(scope="session")

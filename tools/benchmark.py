@@ -2,10 +2,10 @@
 
     python tools/benchmark.py [--rounds 8] [--steps 2] [--size 32] [--json FILE]
 
-Settings take turns in every round, so that drift of the machine meets all alike; ratios are to `plain` of the same round,
-as median and range. On a CPU the latent is 32 x 32, with CUDA 128 x 128 (a 1024 x 1024 picture). Batch 2 (cfg 5). All
-settings share one loaded model with the LoRAs merged, which leaves the plain step what it was and its memory comparable:
-ComfyUI keeps the originals of LoRA-patched weights in RAM, here as with any LoRA.
+Settings take turns in every round, so that drift of the machine meets all alike; ratios are to `plain` of the same
+round, as median and range. On a CPU the latent is 32 x 32, with CUDA 128 x 128 (a 1024 x 1024 picture). Batch 2 (cfg
+5). All settings share one loaded model with the LoRAs merged, which leaves the plain step what it was and its memory
+comparable: ComfyUI keeps the originals of LoRA-patched weights in RAM, here as with any LoRA.
 """
 
 import argparse
@@ -24,10 +24,21 @@ import setup_host
 HOST = "MMDIFF_BENCHMARK_HOST"
 ROOT = Path(__file__).resolve().parent.parent
 SDXL = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
-    "context_dim": 2048, "adm_in_channels": 2816, "num_classes": "sequential", "use_linear_in_transformer": True,
-    "use_spatial_transformer": True, "legacy": False,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "transformer_depth_middle": 10,
+    "context_dim": 2048,
+    "adm_in_channels": 2816,
+    "num_classes": "sequential",
+    "use_linear_in_transformer": True,
+    "use_spatial_transformer": True,
+    "legacy": False,
 }
 WIDTHS = [640] * 4 + [1280] * 50 + [640] * 6 + [1280] * 10
 RANK, TOKENS = 64, 4
@@ -48,7 +59,9 @@ def main() -> int:
     args = parse_arguments()
     if HOST not in os.environ:
         host = setup_host.prepare()
-        return subprocess.run([host.python, __file__, *sys.argv[1:]], env={**os.environ, HOST: str(host.comfyui)}).returncode
+        return subprocess.run(
+            [host.python, __file__, *sys.argv[1:]], env={**os.environ, HOST: str(host.comfyui)}
+        ).returncode
     import_host()
     import torch
 
@@ -63,14 +76,25 @@ def main() -> int:
             seconds, megabytes = run(setting, size, args.steps)
             setting.seconds.append(seconds)
             setting.megabytes.append(megabytes)
-        print(f"round {number + 1} of {args.rounds}: " + ", ".join(f"{s.name} {s.seconds[-1]:.2f} s" for s in settings), flush=True)
+        print(
+            f"round {number + 1} of {args.rounds}: " + ", ".join(f"{s.name} {s.seconds[-1]:.2f} s" for s in settings),
+            flush=True,
+        )
     report = table(settings)
     device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     print(f"\nSDXL UNet, bf16, batch 2, latent {size} x {size}, {device}; {args.rounds} rounds of {args.steps} steps\n")
     for row in report:
-        print("| {name} | {seconds:.3f} s | {ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f}) | {memory:.3f} |".format(**row))
+        print(
+            "| {name} | {seconds:.3f} s | {ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f}) | {memory:.3f} |".format(
+                **row
+            )
+        )
     if args.json:
-        args.json.write_text(json.dumps({"device": device, "size": size, "rounds": args.rounds, "steps": args.steps, "rows": report}, indent=1))
+        args.json.write_text(
+            json.dumps(
+                {"device": device, "size": size, "rounds": args.rounds, "steps": args.steps, "rows": report}, indent=1
+            )
+        )
     return 0
 
 
@@ -113,6 +137,7 @@ def random_sdxl():
 def random_checkpoint():
     """A checkpoint of the released sizes with random LoRAs; sampling needs nothing else of it."""
     import torch
+
     from mmdiff_model.checkpoint import Checkpoint
     from mmdiff_model.lora import attention_names
 
@@ -121,15 +146,20 @@ def random_checkpoint():
         for attention, source, image in (("attn1", width, ()), ("attn2", 2048, ("to_k_lora_image", "to_v_lora_image"))):
             for key in ("to_q_lora", "to_k_lora", "to_v_lora", "to_out_lora", *image):
                 inputs = width if key in ("to_q_lora", "to_out_lora") else source
-                lora[f"{name}.{attention}.processor.{key}.down.weight"] = torch.randn(RANK, inputs, dtype=torch.bfloat16) / inputs**0.5
-                lora[f"{name}.{attention}.processor.{key}.up.weight"] = torch.randn(width, RANK, dtype=torch.bfloat16) * 0.01
+                lora[f"{name}.{attention}.processor.{key}.down.weight"] = (
+                    torch.randn(RANK, inputs, dtype=torch.bfloat16) / inputs**0.5
+                )
+                lora[f"{name}.{attention}.processor.{key}.up.weight"] = (
+                    torch.randn(width, RANK, dtype=torch.bfloat16) * 0.01
+                )
     return Checkpoint("benchmark", "portrait", None, "benchmark", None, {}, {}, lora)
 
 
 def make_settings(base) -> list[Setting]:
-    """Plain; one subject with 1, 4 and 12 photos, K and V kept or projected anew; 1, 2 and 4 subjects in each routing."""
+    """Plain; a subject with 1, 4 and 12 photos, K and V kept or projected anew; 1, 2 and 4 subjects in each routing."""
     import torch
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
     from mmdiff_model.attention import image_projections, project_tokens
     from mmdiff_model.lora import unet_patches
     from mmdiff_model.routing import AUTO, MASKS, OFF
@@ -157,11 +187,15 @@ def make_settings(base) -> list[Setting]:
 
     def project_each_step(executor, *call, **options):
         model = executor.class_obj
-        project_tokens(model, image_projections(model, checkpoint.unet_lora), torch.randn(4 * TOKENS, 2048), torch.ones(4 * TOKENS))
+        project_tokens(
+            model, image_projections(model, checkpoint.unet_lora), torch.randn(4 * TOKENS, 2048), torch.ones(4 * TOKENS)
+        )
         return executor(*call, **options)
 
     def anew(executor, guider, sigmas, extra_args, *call, **options):
-        add_wrapper_with_key(WrappersMP.APPLY_MODEL, "benchmark", project_each_step, extra_args["model_options"], is_model_options=True)
+        add_wrapper_with_key(
+            WrappersMP.APPLY_MODEL, "benchmark", project_each_step, extra_args["model_options"], is_model_options=True
+        )
         return with_subjects([subject(4)])(executor, guider, sigmas, extra_args, *call, **options)
 
     settings = [setting("plain", lambda executor, *call, **options: executor(*call, **options), 0)]
@@ -176,7 +210,9 @@ def make_settings(base) -> list[Setting]:
 
 
 def run(setting: Setting, size: int, steps: int) -> tuple[float, float]:
-    """Median seconds of a step, without the set-up before the first, and the run's peak memory in MB above what it began with."""
+    """Median seconds of a step, without the set-up before the first, and the run's peak memory in MB above what it
+    began with.
+    """
     import comfy.samplers
     import torch
 
@@ -188,7 +224,9 @@ def run(setting: Setting, size: int, steps: int) -> tuple[float, float]:
     clock = StepClock()
     setting.model.set_model_unet_function_wrapper(clock)
     with PeakMemory() as memory, torch.inference_mode():
-        guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+        guider.sample(
+            noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0
+        )
     return statistics.median(clock.seconds), memory.peak
 
 
@@ -243,14 +281,24 @@ class PeakMemory:
 
 
 def table(settings: list[Setting]) -> list[dict]:
-    """Rows with the median step, its ratio to plain per round as (median, lowest, highest), and the ratio of peak memory."""
+    """Rows with the median step, its ratio to plain per round as (median, lowest, highest), and the ratio of peak
+    memory.
+    """
     plain = settings[0]
     rows = []
     for setting in settings:
         ratios = [ours / theirs for ours, theirs in zip(setting.seconds, plain.seconds, strict=True)]
-        memory = statistics.median(ours / theirs for ours, theirs in zip(setting.megabytes, plain.megabytes, strict=True))
-        rows.append({"name": setting.name, "seconds": statistics.median(setting.seconds),
-                     "ratio": (statistics.median(ratios), min(ratios), max(ratios)), "memory": memory})
+        memory = statistics.median(
+            ours / theirs for ours, theirs in zip(setting.megabytes, plain.megabytes, strict=True)
+        )
+        rows.append(
+            {
+                "name": setting.name,
+                "seconds": statistics.median(setting.seconds),
+                "ratio": (statistics.median(ratios), min(ratios), max(ratios)),
+                "memory": memory,
+            }
+        )
     return rows
 
 

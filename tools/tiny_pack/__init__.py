@@ -1,4 +1,4 @@
-"""Development pack, linked into custom_nodes by the tests and the demo: tiny random models in place of SDXL and CLIP."""
+"""Development pack that the tests and the demo link into custom_nodes: tiny random models in place of large ones."""
 
 from comfy_api.latest import ComfyExtension, io
 

@@ -12,17 +12,29 @@ from .weights import weight
 
 TEXT_LORA_RANK, UNET_LORA_RANK = 16, 64
 FACE_DIM, NUM_TOKENS, DEPTH = 512, 4, 4
-TUNED = ("vision_model.encoder.layers.2.", "vision_model.encoder.layers.3.", "vision_model.post_layernorm.", "visual_projection.")
+TUNED = (
+    "vision_model.encoder.layers.2.",
+    "vision_model.encoder.layers.3.",
+    "vision_model.post_layernorm.",
+    "visual_projection.",
+)
 ATTENTION_WIDTHS = [64] * 2 + [128] * 10 + [64] * 3 + [128] * 2
 TEXT_LAYOUTS = ("diffusers", "old diffusers", "kohya", "te1 only", "te2 only", "empty")
 
 
-def write_official_checkpoint(folder: Path, seed: int = 20, text_layout: str = "diffusers", dtype: torch.dtype = torch.float32) -> Path:
+def write_official_checkpoint(
+    folder: Path, seed: int = 20, text_layout: str = "diffusers", dtype: torch.dtype = torch.float32
+) -> Path:
     """Writes the three files into the folder and returns it. text_layout: one of TEXT_LAYOUTS."""
     folder.mkdir(parents=True, exist_ok=True)
-    custom = {group: {key: tensor.to(dtype) for key, tensor in state.items()} for group, state in custom_weights(seed).items()}
+    custom = {
+        group: {key: tensor.to(dtype) for key, tensor in state.items()} for group, state in custom_weights(seed).items()
+    }
     torch.save({key: tensor.to(dtype) for key, tensor in unet_lora(seed).items()}, folder / "unet_adapter_weights.bin")
-    torch.save({key: tensor.to(dtype) for key, tensor in in_layout(text_lora(seed), text_layout).items()}, folder / "text_encoder_adapter_weights.bin")
+    torch.save(
+        {key: tensor.to(dtype) for key, tensor in in_layout(text_lora(seed), text_layout).items()},
+        folder / "text_encoder_adapter_weights.bin",
+    )
     torch.save(custom, folder / "custom_weights.bin")
     return folder
 
@@ -51,7 +63,8 @@ def text_lora(seed: int) -> dict[str, Tensor]:
         for layer in range(config["num_hidden_layers"]):
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 for side, shape in (("down", (TEXT_LORA_RANK, width)), ("up", (width, TEXT_LORA_RANK))):
-                    key = f"{TEXT_NAMES[encoder]}.text_model.encoder.layers.{layer}.self_attn.{name}.lora_linear_layer.{side}.weight"
+                    module = f"{TEXT_NAMES[encoder]}.text_model.encoder.layers.{layer}.self_attn.{name}"
+                    key = f"{module}.lora_linear_layer.{side}.weight"
                     lora[key] = weight(f"text_encoder_adapter.{key}", shape, seed)
     return lora
 
@@ -64,7 +77,10 @@ def in_layout(lora: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
         prefix = "text_encoder." if layout == "te1 only" else "text_encoder_2."
         return {key: tensor for key, tensor in lora.items() if key.startswith(prefix)}
     if layout == "old diffusers":
-        return {key.replace("_proj.lora_linear_layer", "_lora").replace("self_attn.", "self_attn.to_"): tensor for key, tensor in lora.items()}
+        return {
+            key.replace("_proj.lora_linear_layer", "_lora").replace("self_attn.", "self_attn.to_"): tensor
+            for key, tensor in lora.items()
+        }
     if layout == "kohya":
         named = {}
         for key, tensor in lora.items():
@@ -84,13 +100,25 @@ def custom_weights(seed: int) -> dict[str, dict[str, Tensor]]:
     vision = CLIPVisionModelProjection(VISION, torch.float32, "meta", comfy.ops.manual_cast)
     shapes = {
         "image_encoder": {key: tensor.shape for key, tensor in vision.state_dict().items() if key.startswith(TUNED)},
-        "obj_embeds_proj": {**norm("layernorm", cls), **linear("fc", cls, cls), **linear("proj_1", cls, text_1), **linear("proj_2", cls, text_2)},
-        "face_embeds_proj": {**linear("proj.0", FACE_DIM, 2 * FACE_DIM), **linear("proj.2", 2 * FACE_DIM, NUM_TOKENS * context),
-                             **norm("layer_norm", context), **refiner_shapes(patch, context)},
+        "obj_embeds_proj": {
+            **norm("layernorm", cls),
+            **linear("fc", cls, cls),
+            **linear("proj_1", cls, text_1),
+            **linear("proj_2", cls, text_2),
+        },
+        "face_embeds_proj": {
+            **linear("proj.0", FACE_DIM, 2 * FACE_DIM),
+            **linear("proj.2", 2 * FACE_DIM, NUM_TOKENS * context),
+            **norm("layer_norm", context),
+            **refiner_shapes(patch, context),
+        },
         "mm_fuse_one": fusion_shapes(text_1),
         "mm_fuse_two": fusion_shapes(text_2),
     }
-    return {group: {key: weight(f"custom.{group}.{key}", shape, seed) for key, shape in group_shapes.items()} for group, group_shapes in shapes.items()}
+    return {
+        group: {key: weight(f"custom.{group}.{key}", shape, seed) for key, shape in group_shapes.items()}
+        for group, group_shapes in shapes.items()
+    }
 
 
 def fusion_shapes(dim: int) -> dict[str, tuple[int, ...]]:
@@ -98,11 +126,22 @@ def fusion_shapes(dim: int) -> dict[str, tuple[int, ...]]:
 
 
 def refiner_shapes(patch: int, dim: int) -> dict[str, tuple[int, ...]]:
-    shapes = {**linear("refiner.proj_in", patch, dim), **linear("refiner.proj_out", dim, dim), **norm("refiner.norm_out", dim)}
+    shapes = {
+        **linear("refiner.proj_in", patch, dim),
+        **linear("refiner.proj_out", dim, dim),
+        **norm("refiner.norm_out", dim),
+    }
     for layer in (f"refiner.layers.{i}" for i in range(DEPTH)):
-        shapes |= {**norm(f"{layer}.0.norm1", dim), **norm(f"{layer}.0.norm2", dim), f"{layer}.0.to_q.weight": (dim, dim),
-                   f"{layer}.0.to_kv.weight": (2 * dim, dim), f"{layer}.0.to_out.weight": (dim, dim), **norm(f"{layer}.1.0", dim),
-                   f"{layer}.1.1.weight": (2 * dim, dim), f"{layer}.1.3.weight": (dim, 2 * dim)}
+        shapes |= {
+            **norm(f"{layer}.0.norm1", dim),
+            **norm(f"{layer}.0.norm2", dim),
+            f"{layer}.0.to_q.weight": (dim, dim),
+            f"{layer}.0.to_kv.weight": (2 * dim, dim),
+            f"{layer}.0.to_out.weight": (dim, dim),
+            **norm(f"{layer}.1.0", dim),
+            f"{layer}.1.1.weight": (2 * dim, dim),
+            f"{layer}.1.3.weight": (dim, 2 * dim),
+        }
     return shapes
 
 

@@ -22,13 +22,16 @@ COMPACTNESS = (0.45, 0.65)  # area over 2 pi variance: no score, full score; a d
 OFF_CENTRE = 0.02  # squared distance from cell to centroid, as a part of the window, where the score ends
 
 # light and medium skin by day: rows of (r, g, b) weights and a bias, each positive on skin, for colours in 0..1
-SKIN = np.array([
-    [1.00, 0.00, 0.00, -0.55],
-    [0.92, -1.00, 0.00, 0.00],
-    [-0.65, 1.00, 0.00, 0.00],
-    [0.00, 1.00, -1.00, 0.01],
-    [0.32, -1.00, 1.00, 0.00],
-], dtype=np.float32)
+SKIN = np.array(
+    [
+        [1.00, 0.00, 0.00, -0.55],
+        [0.92, -1.00, 0.00, 0.00],
+        [-0.65, 1.00, 0.00, 0.00],
+        [0.00, 1.00, -1.00, 0.01],
+        [0.32, -1.00, 1.00, 0.00],
+    ],
+    dtype=np.float32,
+)
 SKIN_SHARPNESS = 30.0
 
 # from the skin's centroid, in square roots of its area: left, top, right, bottom; then eyes, nose, corners of the mouth
@@ -97,8 +100,11 @@ def build_detector() -> onnx.ModelProto:
         anchors(graph, box, f"bbox_{stride}")
         anchors(graph, points, f"kps_{stride}")
     image = helper.make_tensor_value_info("input.1", TensorProto.FLOAT, [1, 3, "height", "width"])
-    outputs = [helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, ["n", width])
-               for name, width in (("score", 1), ("bbox", 4), ("kps", 10)) for stride in STRIDES]
+    outputs = [
+        helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, ["n", width])
+        for name, width in (("score", 1), ("bbox", 4), ("kps", 10))
+        for stride in STRIDES
+    ]
     return graph.model("skin_patch_detector", [image], outputs)
 
 
@@ -140,7 +146,7 @@ def patches(graph: Graph, skin: str, stride: int) -> tuple[str, str, str, str]:
 def moment_kernels() -> list[np.ndarray]:
     """Four kernels (2, 1, side, side), each over both windows: the sums of 1, x, y and x^2 + y^2."""
     reach = max(WINDOWS) // 2
-    y, x = np.mgrid[-reach:reach + 1, -reach:reach + 1].astype(np.float32)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
     inside = np.stack([np.maximum(abs(x), abs(y)) <= side // 2 for side in WINDOWS])[:, None]
     return [field * inside for field in (np.ones_like(x), x, y, x**2 + y**2)]
 

@@ -1,4 +1,6 @@
-"""A tiny SDXL out of ComfyUI's own classes: the same code as the large one runs, with random weights, in a second on a CPU."""
+"""A tiny SDXL out of ComfyUI's own classes: the same code as the large one runs, with random weights, in a second on a
+CPU.
+"""
 
 import comfy.clip_vision
 import comfy.model_base
@@ -14,25 +16,68 @@ from torch import nn
 from .weights import weight
 
 UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 1, 1, 2, 2], "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2,
-    "num_head_channels": 16, "context_dim": 512, "adm_in_channels": 512, "num_classes": "sequential", "legacy": False,
-    "use_linear_in_transformer": True, "use_spatial_transformer": True, "dtype": torch.float32,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    "transformer_depth_middle": 2,
+    "num_head_channels": 16,
+    "context_dim": 512,
+    "adm_in_channels": 512,
+    "num_classes": "sequential",
+    "legacy": False,
+    "use_linear_in_transformer": True,
+    "use_spatial_transformer": True,
+    "dtype": torch.float32,
 }
 TIME_EMBEDDING = 32
 TEXT = {
-    "clip_l": {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 3, "hidden_act": "quick_gelu"},
-    "clip_g": {"hidden_size": 320, "intermediate_size": 640, "num_hidden_layers": 4, "num_attention_heads": 5, "hidden_act": "gelu"},
+    "clip_l": {
+        "hidden_size": 192,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "hidden_act": "quick_gelu",
+    },
+    "clip_g": {
+        "hidden_size": 320,
+        "intermediate_size": 640,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 5,
+        "hidden_act": "gelu",
+    },
 }
 TEXT_NAMES = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 VISION = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 224, "patch_size": 32,
-    "projection_dim": 96, "hidden_act": "quick_gelu", "num_channels": 3, "model_type": "clip_vision_model",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 224,
+    "patch_size": 32,
+    "projection_dim": 96,
+    "hidden_act": "quick_gelu",
+    "num_channels": 3,
+    "model_type": "clip_vision_model",
 }
 VAE = {
     "embed_dim": 4,
-    "ddconfig": {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 2, 2],
-                 "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0},
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 1, 2, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
 }
 
 
@@ -53,12 +98,17 @@ def make_model(seed: int) -> comfy.model_patcher.ModelPatcher:
     names = comfy.utils.unet_to_diffusers(config.unet_config).items()
     diffusers_names = {key: name for name, key in names if not name.startswith("class_embedding.")}
     fill(model.diffusion_model, seed, lambda key: f"unet.{diffusers_names[key]}")
-    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(
+        model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    )
 
 
 def make_clip(seed: int, embeddings: str | None = None) -> comfy.sd.CLIP:
     """CLIP: text encoders of 192 and 320, the host's own tokenisers. embeddings: folder of textual inversions."""
-    options = {f"{key}_model_config": {**config, "eos_token_id": 49407, "max_position_embeddings": 77} for key, config in TEXT.items()}
+    options = {
+        f"{key}_model_config": {**config, "eos_token_id": 49407, "max_position_embeddings": 77}
+        for key, config in TEXT.items()
+    }
     clip = comfy.sd.CLIP(TextTarget, embedding_directory=embeddings, model_options={**options, "dtype": torch.float32})
     for key, name in TEXT_NAMES.items():
         encoder = getattr(clip.cond_stage_model, key).transformer

@@ -1,6 +1,8 @@
-"""Weights for the tiny models, from a name, a shape and a seed: nothing has to be stored, and every machine gets the same bits.
+"""Weights for the tiny models, from a name, a shape and a seed: nothing has to be stored, and every machine gets the
+same bits.
 
-Names are those of the released code's libraries (diffusers, transformers), so that reference values computed with it apply.
+Names are those of the released code's libraries (diffusers, transformers), so that reference values computed with it
+apply.
 """
 
 import zlib
@@ -45,6 +47,7 @@ def noise(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 def smooth_picture(coarse: np.ndarray, height: int, width: int) -> Tensor:
     """A grid of 8-bit colours (g, g, 3), enlarged bilinearly to (height, width, 3) in 0..1 with 8-bit steps."""
+
     def axis(size: int) -> tuple[np.ndarray, np.ndarray]:
         position = np.arange(size, dtype=np.float64) * (len(coarse) - 1) / max(size - 1, 1)
         low = np.minimum(position.astype(np.int64), len(coarse) - 2)
