@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import comfy.lora
 import comfy.utils
-from comfy.ldm.modules.attention import optimized_attention
+import torch
+from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
@@ -28,6 +29,22 @@ class Projection:
     text_v: tuple[Tensor, Tensor]
     image_k: tuple[Tensor, Tensor]
     image_v: tuple[Tensor, Tensor]
+
+    def project(
+        self, attention: CrossAttention, tokens: Tensor, scale: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """tokens (m, 2048) -> K and V (1, m, width).
+
+        The live module projects, whatever its storage (fp8, GGUF, offloaded), and its text LoRA is taken out again.
+        """
+        k, v = (
+            module(tokens.to(dtype)[None]).float() - lora_delta(tokens, text) + lora_delta(tokens, image)
+            for module, text, image in (
+                (attention.to_k, self.text_k, self.image_k),
+                (attention.to_v, self.text_v, self.image_v),
+            )
+        )
+        return k.to(dtype), (v * scale[:, None]).to(dtype)
 
 
 def image_projections(model: BaseModel, unet_lora: dict[str, Tensor]) -> list[Projection]:
@@ -47,29 +64,17 @@ def image_projections(model: BaseModel, unet_lora: dict[str, Tensor]) -> list[Pr
 
 
 def block_key(module: str) -> BlockKey:
-    """`diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2` -> ("input", 4, 0), as ComfyUI's patches name it."""
+    """`diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2` -> ("input", 4, 0), ComfyUI's key of patches."""
     _, blocks, number, *_, index, _ = module.split(".")
     kind = blocks.removesuffix("_blocks").removesuffix("_block")
     return kind, 0 if kind == "middle" else int(number), int(index)
 
 
 def project_tokens(model: BaseModel, projections: list[Projection], tokens: Tensor, scale: Tensor) -> Projected:
-    """Subject tokens (m, 2048) -> K and V (1, m, width) of every cross-attention; V is scaled by `scale` (m,).
-
-    The live modules project, whatever their storage (fp8, GGUF, offloaded), with the text LoRA that they carry taken
-    out.
-    """
+    """Subject tokens (m, 2048) -> K and V (1, m, width) of every cross-attention; V is scaled by `scale` (m,)."""
     device, dtype = model.current_patcher.load_device, model.get_dtype_inference()
     tokens, scale = tokens.to(device).float(), scale.to(device).float()
-    projected = {}
-    for p in projections:
-        attention = comfy.utils.get_attr(model, p.module)
-        k, v = (
-            to(tokens.to(dtype)[None]).float() - lora_delta(tokens, text) + lora_delta(tokens, image)
-            for to, text, image in ((attention.to_k, p.text_k, p.image_k), (attention.to_v, p.text_v, p.image_v))
-        )
-        projected[p.block] = k.to(dtype), (v * scale[:, None]).to(dtype)
-    return projected
+    return {p.block: p.project(comfy.utils.get_attr(model, p.module), tokens, scale, dtype) for p in projections}
 
 
 def lora_delta(x: Tensor, lora: tuple[Tensor, Tensor]) -> Tensor:

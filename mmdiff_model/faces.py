@@ -193,7 +193,7 @@ def _pack_folder(root: Path, name: str) -> Path:
         return folder
     files = (file.relative_to(root) for file in sorted(root.rglob("*")) if file.suffix in (".onnx", ".zip"))
     elsewhere = ", ".join(str(file) for file in files if name in (*file.parts, file.stem))
-    found = f"'{root}' has {elsewhere} instead: move or unpack these there" if elsewhere else "there are none"
+    found = f"'{root}' has {elsewhere} instead: move or unpack these there" if elsewhere else "none was found"
     raise FileNotFoundError(
         f"pack: the .onnx files of '{name}' must lie in '{folder}' itself, but {found}. {_DOWNLOAD}."
     )

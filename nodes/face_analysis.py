@@ -48,7 +48,7 @@ class MMDiffFaceAnalysisLoader(io.ComfyNode):
                     options=list(PROVIDERS),
                     default="CPU",
                     advanced=True,
-                    tooltip="What runs the models. CPU takes about a second a photo and no video memory; "
+                    tooltip="What runs the models. CPU takes no video memory and is fast enough for photos; "
                     "the others need the onnxruntime made for them.",
                 ),
             ],

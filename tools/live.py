@@ -67,8 +67,10 @@ class LiveServer:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(self._command(), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT,
-                                            env={**os.environ, "PYTHONUNBUFFERED": "1"})
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            self.process = subprocess.Popen(
+                self._command(), cwd=self.folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
         try:
             self._wait_until_ready()
         except BaseException:
@@ -121,9 +123,9 @@ class LiveServer:
         return [self._get(f"/view?{urllib.parse.urlencode(image)}") for image in files]
 
     def _command(self) -> list[str | Path]:
-        return [sys.executable, self.comfyui / "main.py", *self.options, "--port", str(self.port),
-                "--base-directory", self.folder, "--database-url", "sqlite:///:memory:",
-                "--disable-auto-launch", "--disable-api-nodes"]
+        place = ["--port", str(self.port), "--base-directory", self.folder, "--database-url", "sqlite:///:memory:"]
+        quiet = ["--disable-auto-launch", "--disable-api-nodes"]
+        return [sys.executable, self.comfyui / "main.py", *place, *quiet, *self.options]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -162,16 +164,18 @@ class LiveServer:
             raise PromptError(node_id, node_type, error["type"], f"{error['message']}: {error['details']}")
         return answer["prompt_id"]
 
-    def _follow(self, channel: websocket.WebSocket, prompt_id: str, on_progress: OnProgress | None,
-                deadline: float) -> None:
+    def _follow(
+        self, channel: websocket.WebSocket, prompt_id: str, on_progress: OnProgress | None, deadline: float
+    ) -> None:
         failure = None
         while True:
             kind, data = self._next_event(channel, deadline)
             if data.get("prompt_id") != prompt_id:
                 continue
             if kind == "execution_error":
-                failure = PromptError(data["node_id"], data["node_type"], data["exception_type"],
-                                      data["exception_message"].strip())
+                failure = PromptError(
+                    data["node_id"], data["node_type"], data["exception_type"], data["exception_message"].strip()
+                )
             elif kind == "execution_interrupted":
                 failure = PromptError(data["node_id"], data["node_type"], kind, "The run was cancelled.")
             elif kind == "progress_state" and on_progress:

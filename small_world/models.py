@@ -1,0 +1,155 @@
+"""The shrunken SDXL family: the sizes, the modules to train, and MODEL, CLIP, VAE and CLIP_VISION from trained weights.
+
+Every module is ComfyUI's own class. Weights are kept in four .safetensors files, the token embeddings as compact tables.
+"""
+
+from pathlib import Path
+
+import comfy.clip_model
+import comfy.clip_vision
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sdxl_clip
+import comfy.supported_models
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .vocabulary import END, expand, known_tokens
+
+CODEC, VISION_ENCODER, TEXT_ENCODERS, UNET_MODEL = "codec", "vision", "text", "unet"
+FILES = (CODEC, VISION_ENCODER, TEXT_ENCODERS, UNET_MODEL)
+
+TEXT = {
+    "clip_l": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2, "hidden_act": "quick_gelu"},
+    "clip_g": {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 3, "hidden_act": "gelu"},
+}
+CONTEXT = sum(config["hidden_size"] for config in TEXT.values())
+TIME_EMBEDDING = 16  # of each of the six sizes that SDXL is told
+UNET = {
+    "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
+    "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": -1, "num_head_channels": 32,
+    "context_dim": CONTEXT, "adm_in_channels": TEXT["clip_g"]["hidden_size"] + 6 * TIME_EMBEDDING, "num_classes": "sequential", "legacy": False,
+    "use_linear_in_transformer": True, "use_spatial_transformer": True, "dtype": torch.float32,
+}
+VISION = {
+    "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 96, "patch_size": 12,
+    "projection_dim": 96, "hidden_act": "quick_gelu", "num_channels": 3, "model_type": "clip_vision_model",
+}
+_CODER = {"double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 2, 2],
+          "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+VAE = {"embed_dim": 4, "ddconfig": _CODER, "decoder_ddconfig": {**_CODER, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 0}}
+
+
+class TextTarget:
+    """What comfy.sd.CLIP is told to build."""
+
+    params: dict = {}
+    clip = comfy.sdxl_clip.SDXLClipModel
+    tokenizer = comfy.sdxl_clip.SDXLTokenizer
+
+
+def build_codec() -> AutoencoderKL:
+    """The VAE's module, 8 pixels a side for each of its latents."""
+    return initialised(AutoencoderKL(**VAE))
+
+
+def build_vision() -> comfy.clip_model.CLIPVisionModelProjection:
+    """The vision encoder's module, in float32."""
+    return initialised(comfy.clip_model.CLIPVisionModelProjection(VISION, torch.float32, "cpu", comfy.ops.disable_weight_init))
+
+
+def build_text() -> nn.ModuleDict:
+    """Both text encoders with compact token tables, under "clip_l" and "clip_g"."""
+    encoders = nn.ModuleDict()
+    for key, config in TEXT.items():
+        encoder = comfy.clip_model.CLIPTextModel(text_config(config), torch.float32, "cpu", comfy.ops.disable_weight_init)
+        encoder.set_input_embeddings(comfy.ops.disable_weight_init.Embedding(1 + len(known_tokens()), config["hidden_size"]))
+        encoders[key] = initialised(encoder)
+    return encoders
+
+
+def build_unet(device: str | torch.device = "cpu") -> comfy.model_base.SDXL:
+    """ComfyUI's SDXL around the UNet, with its noise schedule and size embeddings."""
+    config = comfy.supported_models.SDXL(UNET)
+    config.unet_config.update(UNET)
+    model = comfy.model_base.SDXL(config, device=device)
+    model.embedder = comfy.model_base.Timestep(TIME_EMBEDDING)
+    start_quietly(initialised(model.diffusion_model))
+    return model
+
+
+def text_config(sizes: dict) -> dict:
+    return {**sizes, "eos_token_id": END, "max_position_embeddings": 77}
+
+
+@torch.no_grad()
+def initialised(module: nn.Module) -> nn.Module:
+    """The module with fresh weights: ComfyUI's layers leave theirs as they come from memory."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=0.02)
+        elif isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)):
+            type(layer).__mro__[1].reset_parameters(layer)
+    for name, parameter in module.named_parameters():
+        if name.endswith("class_embedding"):
+            nn.init.normal_(parameter, std=0.02)
+    return module
+
+
+@torch.no_grad()
+def start_quietly(unet: nn.Module) -> None:
+    """Zeros where SDXL starts with zeros: the ends of residual blocks and of transformers, and the UNet's output."""
+    ends = ("out_layers.3", "proj_out", "out.2")
+    for name, layer in unet.named_modules():
+        if name.endswith(ends):
+            layer.weight.zero_()
+            layer.bias.zero_()
+
+
+def load_clip(weights: Path) -> comfy.sd.CLIP:
+    """CLIP from a folder of trained weights, with the host's own tokenisers."""
+    options = {f"{key}_model_config": text_config(sizes) for key, sizes in TEXT.items()}
+    clip = comfy.sd.CLIP(TextTarget, model_options={**options, "dtype": torch.float32})
+    tensors = load_file(weights / f"{TEXT_ENCODERS}.safetensors")
+    for key in TEXT:
+        state = {name.removeprefix(f"{key}."): tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
+        state[TABLE] = expand(state[TABLE])
+        getattr(clip.cond_stage_model, key).transformer.load_state_dict(state)
+    return clip
+
+
+def load_model(weights: Path) -> comfy.model_patcher.ModelPatcher:
+    """MODEL from a folder of trained weights."""
+    model = build_unet()
+    model.diffusion_model.load_state_dict(load_file(weights / f"{UNET_MODEL}.safetensors"))
+    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
+
+
+def load_vision(weights: Path) -> comfy.clip_vision.ClipVisionModel:
+    """CLIP_VISION from a folder of trained weights."""
+    vision = comfy.clip_vision.ClipVisionModel(VISION)
+    vision.model.load_state_dict(load_file(weights / f"{VISION_ENCODER}.safetensors"))
+    return vision
+
+
+def load_vae(weights: Path) -> comfy.sd.VAE:
+    """VAE from a folder of trained weights."""
+    return comfy.sd.VAE(sd=load_file(weights / f"{CODEC}.safetensors"), config={"params": VAE})
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+TABLE = "text_model.embeddings.token_embedding.weight"
+HALF = torch.float16
+
+
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state as it is bundled: contiguous, in half precision."""
+    return {key: tensor.detach().to("cpu", HALF).contiguous() for key, tensor in state.items()}

@@ -1,0 +1,22 @@
+"""Sets up a ComfyUI (see setup_host.py) and paints the demo's pictures with it into demo_output."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import setup_host
+
+
+def main() -> int:
+    """The exit status of the painting; 1 if setting up failed."""
+    try:
+        host = setup_host.prepare()
+    except setup_host.SetupError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return subprocess.run([host.python, setup_host.ROOT / "tools" / "demo_pictures.py", host.comfyui]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
