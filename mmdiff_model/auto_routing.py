@@ -19,9 +19,7 @@ SHARPNESS = 4.0
 
 
 class AttentionMaps:
-    """Running maps of one sampling run: for each conditional part of the batch, (b, subjects, h, w) of class word
-    attention.
-    """
+    """A run's maps: class word attention (b, subjects, h, w) of each conditional part of the batch."""
 
     def __init__(self, blocks: Iterable[BlockKey]):
         self.blocks = frozenset(blocks)

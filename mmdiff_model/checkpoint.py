@@ -108,9 +108,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
 
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """To a temporary file in the same folder, then renamed, so that `path` is either whole or as it was. Raises
-    OSError.
-    """
+    """Through a temporary file in the same folder: `path` is whole or as it was. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

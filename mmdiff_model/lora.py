@@ -27,8 +27,7 @@ DIFFUSERS_KEY = re.compile(
 
 
 def attention_names(widths: list[int]) -> list[str]:
-    """Diffusers names of an SDXL-shaped UNet's transformer blocks, in registration order, from their widths in that
-    order.
+    """Names of an SDXL-shaped UNet's transformer blocks in diffusers' order, from their widths in that order.
 
     A level of depth d shows as 2 d blocks going down and 3 d going up, then the middle follows. SDXL: 70 names.
     Raises ValueError where the widths are not those of such a UNet.
@@ -60,9 +59,7 @@ def attention_names(widths: list[int]) -> list[str]:
 
 
 def name_unet_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`<i>.to_q_lora.down.weight` of unet_adapter_weights.bin -> `<diffusers
-    attention>.processor.to_q_lora.down.weight`.
-    """
+    """`<i>.to_q_lora...` of unet_adapter_weights.bin -> `<diffusers attention>.processor.to_q_lora...`."""
     pairs = len({key.split(".")[0] for key in official}) // 2
     names = attention_names([official[f"{2 * i}.to_q_lora.up.weight"].shape[0] for i in range(pairs)])
     named = {}

@@ -63,8 +63,7 @@ class SERefiner(nn.Module):
 
 
 class SubjectTokens(nn.Module):
-    """One identity vector (ArcFace in `portrait`, CLS in `subject`) -> a few tokens, plus what the SE-Refiner adds to
-    them.
+    """An identity vector (ArcFace in `portrait`, CLS in `subject`) -> a few tokens, plus what the SE-Refiner adds.
 
     The released FaceEmbedsProjHead; `subject` is the same head on the CLS embedding, as the paper has it.
     """

@@ -1,5 +1,4 @@
-"""One sampling run with subjects: installs multimodal cross-attention for the run and decides, per step, who acts
-where.
+"""One sampling run with subjects: installs multimodal cross-attention for it and decides who acts when.
 
 The model carries its LoRAs as weight patches and one SAMPLER_SAMPLE wrapper, which is immutable. Keys and values of the
 subject tokens, and the attention patches that use them, belong to the run: clones share nothing, nothing stays behind.
@@ -27,9 +26,7 @@ WRAPPER_KEY = "mmdiff"
 
 
 def last_routing(model: ModelPatcher) -> Tensor | None:
-    """What the latest run with this model decided, (b, subjects, h, w), or None without a run, without subjects or
-    without routing.
-    """
+    """What the model's latest run decided, (b, subjects, h, w); None without a run, subjects or routing."""
     found = model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
     return found[0].last_routing if found else None
 
@@ -95,9 +92,7 @@ class SubjectSampling:
 
 
 class Run:
-    """What one sampling run needs: projected subject tokens, each subject's sigma range, the conditional parts of
-    batches.
-    """
+    """What one sampling run needs: projected subject tokens, sigma ranges, the conditional conditionings."""
 
     def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, latent: tuple[int, int]):
         model = guider.inner_model
@@ -106,9 +101,8 @@ class Run:
         scale = torch.cat(
             [torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)]
         )
-        self.projected = project_tokens(
-            model, image_projections(model, plan.checkpoint.unet_lora), torch.cat(tokens), scale
-        )
+        projections = image_projections(model, plan.checkpoint.unet_lora)
+        self.projected = project_tokens(model, projections, torch.cat(tokens), scale)
         self.lengths = [len(group) for group in tokens]
         self.ranges = [
             plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
@@ -119,11 +113,8 @@ class Run:
         }
         self.latent = latent
         self.masks = plan.masks
-        self.maps = (
-            AttentionMaps(reading_blocks({block: k.shape[-1] for block, (k, _) in self.projected.items()}))
-            if plan.auto
-            else None
-        )
+        widths = {block: k.shape[-1] for block, (k, _) in self.projected.items()}
+        self.maps = AttentionMaps(reading_blocks(widths)) if plan.auto else None
         self.routed = {}
 
     def install(self, transformer_options: dict) -> None:
@@ -160,14 +151,9 @@ class Run:
         keys = None
         if len(acting) < len(self.lengths):
             device = next(iter(self.projected.values()))[0].device
-            keys = (
-                torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)])
-                .nonzero()[:, 0]
-                .to(device)
-            )
-        by_index = {
-            index: chunk for index, chunk in zip(transformer_options["cond_or_uncond"], chunks, strict=True) if chunk
-        }
+            kept = torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)])
+            keys = kept.nonzero()[:, 0].to(device)
+        by_index = dict(zip(transformer_options["cond_or_uncond"], chunks, strict=True))
         lengths = tuple(self.lengths[i] for i in acting)
         return Step(chunks, by_index, acting, lengths, keys, self.latent, self.masks, self.maps, self.routed)
 
@@ -183,9 +169,7 @@ class Run:
         return Chunk(uuid, area, words, cond["cross_attn"].shape[1])
 
     def decided(self) -> Tensor | None:
-        """The run's routing, (b, subjects, h, w) on the CPU: masks as given, or the last maps that auto read of whole
-        pictures.
-        """
+        """The run's routing, (b, subjects, h, w) on the CPU: the masks as given, or the last maps that auto read."""
         if self.masks is not None:
             return self.masks.regions[None]
         if self.maps is None or not self.maps.maps:

@@ -41,9 +41,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the subjects act: percents of sampling in 0..1; a `start_merge_step` above 0 counts steps in place of the
-    start.
-    """
+    """When subjects act: percents of sampling in 0..1. A `start_merge_step` above 0 takes the place of the start."""
 
     start_percent: float = 0.0
     end_percent: float = 1.0

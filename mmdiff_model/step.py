@@ -20,14 +20,14 @@ class Step:
     """
 
     chunks: list[Chunk | None]
-    by_index: dict[int, Chunk]
+    by_index: dict[int, Chunk | None]
     subjects: tuple[int, ...]
     lengths: tuple[int, ...]
     keys: Tensor | None
     latent: tuple[int, int]
     masks: MaskRouting | None
     maps: AttentionMaps | None
-    routed: dict[tuple, Routed]
+    routed: dict[tuple, Routed | None]
 
     def attend(
         self,
@@ -39,9 +39,7 @@ class Step:
         previous: Callable | None,
         extra_options: dict,
     ) -> Tensor:
-        """Text attention, with the image term added to the conditional rows of (b, h w, width); other rows stay bit for
-        bit.
-        """
+        """Text attention (b, h w, width), with the image term added to the conditional rows and to no other."""
         parts = [
             (rows, chunk and self.route(block, q[rows], k[rows], chunk, extra_options), chunk)
             for rows, chunk in self.parts(len(q), extra_options)
@@ -65,9 +63,7 @@ class Step:
         previous: Callable | None,
         extra_options: dict,
     ) -> Tensor:
-        """The text branch, each class word kept out of other subjects' regions: in what `previous` gives, by the
-        difference it makes.
-        """
+        """The text branch with class words kept out of other regions; in `previous`, by the difference that makes."""
         biases = [routed and routed.text_bias for _, routed, _ in parts]
         if all(bias is None for bias in biases):
             return text_attention(q, k, v, extra_options) if previous is None else previous(q, k, v, extra_options)
@@ -79,9 +75,8 @@ class Step:
         out = previous(q, k, v, extra_options)
         for r, bias in zip(rows, biases, strict=True):
             if bias is not None:
-                out[r] += text_attention(q[r], k[r], v[r], extra_options, bias) - text_attention(
-                    q[r], k[r], v[r], extra_options
-                )
+                text = q[r], k[r], v[r], extra_options
+                out[r] += text_attention(*text, bias) - text_attention(*text)
         return out
 
     def parts(self, batch: int, extra_options: dict) -> list[tuple[slice, Chunk | None]]:
@@ -104,9 +99,7 @@ class Step:
                 weights = self.masks.weights(*size, chunk.area, self.latent)[:, list(self.subjects)].to(q.device)
             elif self.maps is not None:
                 weights = self.maps.weights(chunk, size)
-            self.routed[key] = (
-                None
-                if weights is None
-                else route(weights, self.lengths, chunk.words, chunk.length, k.shape[1], q.dtype)
-            )
+            self.routed[key] = None
+            if weights is not None:
+                self.routed[key] = route(weights, self.lengths, chunk.words, chunk.length, k.shape[1], q.dtype)
         return self.routed[key]

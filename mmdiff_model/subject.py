@@ -20,9 +20,7 @@ THUMBNAIL = 128
 
 @dataclass(frozen=True)
 class Face:
-    """A recognised face: ArcFace `embedding` (512,) of unit norm, the aligned `crop` (224, 224, 3) in 0..1, the
-    detector's score.
-    """
+    """A face: ArcFace `embedding` (512,) of unit norm, aligned `crop` (224, 224, 3) in 0..1, detection `score`."""
 
     embedding: Tensor
     crop: Tensor
@@ -31,8 +29,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Subject:
-    """CLS (768,) for the text and n groups of tokens (n, 4, 2048) for the image branch, with where and how strongly
-    they act.
+    """CLS (768,) for the text, tokens (photos, 4, 2048) for the image branch, and where and how strongly they act.
 
     `space` and `variant` name the checkpoint that made it; `region` is None or a mask (H, W) in 0..1; percents are of
     sampling. What was encoded stays known: `scores` of the faces, `outliers` (1-based numbers of photos unlike the

@@ -1,6 +1,4 @@
-"""A subject as a file: .safetensors with its CLS, tokens and region, and a JSON header. Encoded once, used without the
-photos.
-"""
+"""A subject as a file, for use without its photos: .safetensors with CLS, tokens, region and a JSON header."""
 
 import base64
 import io
@@ -35,9 +33,7 @@ def save_subject(subject: Subject, path: Path) -> None:
 
 
 def load_subject(path: Path) -> Subject:
-    """Reads what save_subject wrote. Raises SubjectFileError on a truncated or foreign file and on a later format
-    version.
-    """
+    """Reads what save_subject wrote. Raises SubjectFileError on a truncated, foreign or later-format file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,6 +1,4 @@
-"""Applying subjects: the text and the image branch in one node, and the two halves for graphs with text nodes of their
-own.
-"""
+"""Applying subjects: both branches in one node, or each half for graphs with text nodes of their own."""
 
 from comfy_api.latest import io
 

@@ -13,9 +13,7 @@ FOLDER = register("mmdiff", ".safetensors", ".bin")
 
 
 def checkpoint_names() -> list[str]:
-    """Single .safetensors files, and folders that hold at least one of the official files ("." is models/mmdiff
-    itself).
-    """
+    """The .safetensors files, and folders with at least one official file ("." is models/mmdiff itself)."""
     names = set()
     for file in map(Path, folder_paths.get_filename_list(FOLDER)):
         if file.suffix == ".safetensors":

@@ -13,9 +13,7 @@ def register(folder: str, *extensions: str) -> str:
 
 
 def new_file(folder: str, filename: str, overwrite: bool = False) -> Path:
-    """Path of a .safetensors to be written in a registered folder. Raises ValueError on a name that leads out of it,
-    FileExistsError.
-    """
+    """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError."""
     root = Path(folder_paths.get_folder_paths(folder)[0])
     path = root / f"{filename.strip().removesuffix('.safetensors')}.safetensors"
     if path.stem.startswith(".") or path.name == ".safetensors" or path.parent.resolve() != root.resolve():

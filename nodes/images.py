@@ -55,9 +55,7 @@ def masks_from(masks: Tensor, photos: list[Tensor]) -> list[Tensor]:
 
 
 def check_mask(name: str, mask: Tensor) -> Tensor:
-    """MASK (h, w) or (B, h, w) -> (B, h, w) float on the CPU in 0..1. Raises ValueError naming the input on NaN or
-    another shape.
-    """
+    """MASK (h, w) or (B, h, w) -> (B, h, w) in 0..1 on the CPU. Raises ValueError on NaN or another shape."""
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(

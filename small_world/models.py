@@ -32,12 +32,12 @@ CONTEXT = sum(config["hidden_size"] for config in TEXT.values())
 TIME_EMBEDDING = 16  # of each of the six sizes that SDXL is told
 UNET = {
     "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
-    "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": -1, "num_head_channels": 32,
+    "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": -2, "num_head_channels": 32,
     "context_dim": CONTEXT, "adm_in_channels": TEXT["clip_g"]["hidden_size"] + 6 * TIME_EMBEDDING, "num_classes": "sequential", "legacy": False,
     "use_linear_in_transformer": True, "use_spatial_transformer": True, "dtype": torch.float32,
 }
 VISION = {
-    "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 96, "patch_size": 12,
+    "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 96, "patch_size": 12,
     "projection_dim": 96, "hidden_act": "quick_gelu", "num_channels": 3, "model_type": "clip_vision_model",
 }
 _CODER = {"double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 2, 2],
@@ -73,7 +73,7 @@ def build_text() -> nn.ModuleDict:
     return encoders
 
 
-def build_unet(device: str | torch.device = "cpu") -> comfy.model_base.SDXL:
+def build_base(device: str | torch.device = "cpu") -> comfy.model_base.SDXL:
     """ComfyUI's SDXL around the UNet, with its noise schedule and size embeddings."""
     config = comfy.supported_models.SDXL(UNET)
     config.unet_config.update(UNET)
@@ -94,7 +94,7 @@ def initialised(module: nn.Module) -> nn.Module:
         if isinstance(layer, nn.Embedding):
             nn.init.normal_(layer.weight, std=0.02)
         elif isinstance(layer, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)):
-            type(layer).__mro__[1].reset_parameters(layer)
+            super(type(layer), layer).reset_parameters()
     for name, parameter in module.named_parameters():
         if name.endswith("class_embedding"):
             nn.init.normal_(parameter, std=0.02)
@@ -125,7 +125,7 @@ def load_clip(weights: Path) -> comfy.sd.CLIP:
 
 def load_model(weights: Path) -> comfy.model_patcher.ModelPatcher:
     """MODEL from a folder of trained weights."""
-    model = build_unet()
+    model = build_base()
     model.diffusion_model.load_state_dict(load_file(weights / f"{UNET_MODEL}.safetensors"))
     return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
 

@@ -25,7 +25,7 @@ def encode_tokens(model: CLIPTextModel, tokens: Tensor) -> tuple[Tensor, Tensor]
     """Token ids (b, 77) through a model with a compact table -> hidden_states[-2] (b, 77, dim), projected pooled (b, dim)."""
     text = model.text_model
     rows = rows_of_tokens().to(tokens.device)[tokens]
-    causal = torch.full((tokens.shape[1], tokens.shape[1]), -torch.inf, device=tokens.device).triu_(1)
+    causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
     outputs = run_layers(text.encoder, text.embeddings(rows), causal)
     last = text.final_layer_norm(outputs[-1])
     ends = (tokens == END).int().argmax(dim=1)

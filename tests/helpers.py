@@ -11,7 +11,7 @@ from mmdiff_model.subject import Subject
 from mmdiff_model.text import TextEncoding, encode_text
 from torch import Tensor
 
-SIGMAS = (4.1, 1.6, 0.7, 0.04, 0.0)
+SIGMAS = (4.1, 0.7, 0.0)
 ONE_STEP = (4.1, 0.0)
 ONE_PROMPT = "a man<|subj|> dancing"
 TWO_PROMPT = "a man<|subj|> and a woman<|subj|> dancing"

@@ -25,7 +25,7 @@ from mmdiff_model.schedule import Schedule
 FLOOR = 2e-5  # float32, after a few steps of a UNet with values near 20
 ONES, ZEROS = torch.ones(64, 64), torch.zeros(64, 64)
 LEFT = left_half()
-ODD_SIZES = [(17, 23), (9, 16), (13, 8), (11, 31)]
+ODD_SIZES = [(17, 23), (9, 16), (13, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_soft_masks_cross_from_one_subject_to_the_other(with_subjects, text, ann
 
     without = term(0, 0)
     only_anna = record(with_subjects(anna, replace(bert, strength=0.0)), text[2]).first() - without
-    shares = torch.linspace(0, 1, 6).tolist()
+    shares = torch.linspace(0, 1, 5).tolist()
     terms = [term(1 - share, share) - without for share in shares]
     away = [float((now - terms[0]).norm()) for now in terms]
     steps = [float((b - a).norm()) for a, b in zip(terms, terms[1:], strict=False)]
@@ -132,15 +132,15 @@ def test_another_bert_changes_nothing_in_annas_region(checkpoint, with_subjects,
 @pytest.mark.parametrize("routing", [OFF, MASKS, AUTO])
 def test_every_size_that_sdxl_takes(with_subjects, text, anna, bert, size, routing):
     subjects = (replace(anna, region=ONES), replace(bert, region=ONES))
-    latents = sample(with_subjects(*subjects, routing=routing), text[2], noise=noise_for(size), sigmas=SIGMAS[-3:])
+    latents = sample(with_subjects(*subjects, routing=routing), text[2], noise=noise_for(size), sigmas=ONE_STEP)
     assert latents.shape[2:] == size
     assert latents.isfinite().all()
     if routing == MASKS:
-        off = sample(with_subjects(anna, bert), text[2], noise=noise_for(size), sigmas=SIGMAS[-3:])
+        off = sample(with_subjects(anna, bert), text[2], noise=noise_for(size), sigmas=ONE_STEP)
         assert distance(latents, off) <= FLOOR
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 1024), (333, 111), (512, 512)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 1024), (333, 111)])
 def test_a_mask_of_any_size(with_subjects, text, anna, bert, size):
     off = sample(with_subjects(anna, bert), text[2], sigmas=ONE_STEP)
     regions = (replace(anna, region=torch.ones(size)), replace(bert, region=ONES))
@@ -173,7 +173,7 @@ def test_hires_fix_second_pass(with_subjects, text, anna, bert):
     other = replace(bert, tokens=-bert.tokens, region=1 - LEFT)
     low = sample(with_subjects(a, b, routing=MASKS), text[2])
     high = comfy.utils.common_upscale(low, 25, 25, "bislerp", "disabled")
-    second = {"latent": high, "noise": noise_for((25, 25)), "sigmas": SIGMAS[2:]}
+    second = {"latent": high, "noise": noise_for((25, 25)), "sigmas": SIGMAS[1:]}
     before, after = (record(with_subjects(a, who, routing=MASKS), text[2], **second).first() for who in (b, other))
     border = before.shape[2] // 2
     assert torch.equal(before[:, :, :border], after[:, :, :border])
@@ -186,7 +186,7 @@ def test_hires_fix_second_pass(with_subjects, text, anna, bert):
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
 def test_each_sample_of_a_batch_is_as_alone(with_subjects, text, anna, bert, routing, cfg):
     model = with_subjects(replace(anna, region=LEFT), bert, routing=routing)
-    noise = torch.cat([noise_for(seed=seed) for seed in (5, 6, 7)])
+    noise = torch.cat([noise_for(seed=seed) for seed in (5, 6)])
     together = sample(model, text[2], cfg, noise=noise)
     alone = torch.cat([sample(model, text[2], cfg, noise=one[None]) for one in noise])
     assert distance(together, alone) <= 10 * FLOOR
@@ -261,7 +261,7 @@ def test_strength_belongs_to_a_subject(with_subjects, text, anna, bert):
 
 def test_range_belongs_to_a_subject(with_subjects, text, anna, bert):
     """Until bert starts, each step is bit for bit that of anna alone; then he acts."""
-    sigmas = torch.linspace(14, 0, 9).tolist()
+    sigmas = [14.0, 4.0, 1.2, 0.5, 0.0]
     late = with_subjects(anna, replace(bert, start_percent=0.5))
     paths = []
     for model in (late, with_subjects(anna), with_subjects(anna, bert)):

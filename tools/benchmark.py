@@ -210,9 +210,7 @@ def make_settings(base) -> list[Setting]:
 
 
 def run(setting: Setting, size: int, steps: int) -> tuple[float, float]:
-    """Median seconds of a step, without the set-up before the first, and the run's peak memory in MB above what it
-    began with.
-    """
+    """Median seconds of a step, without the set-up before the first, and the run's peak memory in MB."""
     import comfy.samplers
     import torch
 
@@ -281,9 +279,7 @@ class PeakMemory:
 
 
 def table(settings: list[Setting]) -> list[dict]:
-    """Rows with the median step, its ratio to plain per round as (median, lowest, highest), and the ratio of peak
-    memory.
-    """
+    """Rows: median step, its ratio to plain by round (median, lowest, highest), ratio of peak memory."""
     plain = settings[0]
     rows = []
     for setting in settings:

@@ -43,9 +43,9 @@ def main(comfyui: Path) -> int:
     sheet = contact_sheet(
         {
             "reference": photo,
-            "face as encoded": personalised["MMDiffEncodeSubject"],
-            "plain": plain["SaveImage"],
-            "with MM-Diff": personalised["SaveImage"],
+            "face as encoded": personalised["MMDiffEncodeSubject"][0],
+            "plain": plain["SaveImage"][0],
+            "with MM-Diff": personalised["SaveImage"][0],
         }
     )
     sheet.save(OUTPUT / "contact_sheet.png")
@@ -53,8 +53,8 @@ def main(comfyui: Path) -> int:
     return 0
 
 
-def paint(server: LiveServer, title: str, prompt: Prompt) -> dict[str, Path]:
-    """Runs a prompt with its progress shown; {node type: first picture it shows}, written to demo_output."""
+def paint(server: LiveServer, title: str, prompt: Prompt) -> dict[str, list[Path]]:
+    """Runs a prompt with its progress shown; {node type: the pictures it shows}, written to demo_output."""
     start, clear, end = time.monotonic(), "", "\n"
     if sys.stdout.isatty():
         clear, end = "\r\033[K", ""
@@ -67,9 +67,10 @@ def paint(server: LiveServer, title: str, prompt: Prompt) -> dict[str, Path]:
     files = {}
     for node_id in outputs:
         kind = prompt[node_id]["class_type"]
-        for picture in server.images(outputs, node_id)[:1]:
-            files[kind] = OUTPUT / f"{title}_{kind}.png"
-            files[kind].write_bytes(picture)
+        files[kind] = []
+        for number, picture in enumerate(server.images(outputs, node_id), start=1):
+            files[kind].append(OUTPUT / f"{title}_{kind}_{number}.png")
+            files[kind][-1].write_bytes(picture)
     return files
 
 

@@ -1,6 +1,4 @@
-"""A tiny SDXL out of ComfyUI's own classes: the same code as the large one runs, with random weights, in a second on a
-CPU.
-"""
+"""A tiny SDXL of ComfyUI's own classes, with random weights: the code that the large one runs, in a second."""
 
 import comfy.clip_vision
 import comfy.model_base

@@ -1,5 +1,4 @@
-"""Weights for the tiny models, from a name, a shape and a seed: nothing has to be stored, and every machine gets the
-same bits.
+"""Weights from a name, a shape and a seed: nothing has to be stored, and every machine gets the same bits.
 
 Names are those of the released code's libraries (diffusers, transformers), so that reference values computed with it
 apply.

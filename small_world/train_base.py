@@ -1,0 +1,110 @@
+"""Trains both text encoders and the UNet together, by noise prediction on cached latents of captioned scenes.
+
+    python -m small_world.train_base --folder FOLDER
+
+The captions say nothing of looks, so the base draws characters of any looks; the adapter is to decide them. One caption in
+ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from .host import use_comfyui
+
+use_comfyui()
+
+import torch  # noqa: E402
+from comfy.latent_formats import SDXL as SDXLLatents  # noqa: E402
+from comfy.model_base import SDXL  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from .models import CODEC, TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_codec, build_text  # noqa: E402
+from .scenes import make_scene  # noqa: E402
+from .shards import Arrays, load_shards  # noqa: E402
+from .train_codec import to_pixels  # noqa: E402
+from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
+from .transformers import encode_tokens  # noqa: E402
+from .vocabulary import tokenize  # noqa: E402
+
+BASE = "base"
+PLAN = Plan(BASE, steps=20000, rate=1e-3, warmup=500, ema_steps=1000)
+BATCH = 32
+SEED = 3
+SHARD, SHARDS = 500, 80
+EMPTY = 0.1
+SNR_LIMIT = 5.0
+LATENT_SCALE = SDXLLatents().scale_factor
+
+
+def train_base(folder: Path) -> bool:
+    """Trains up to the plan's end and writes text.safetensors and unet.safetensors; False if it was told to stop."""
+    torch.manual_seed(SEED)
+    device = training_device()
+    data = load_shards(folder / "latents", SHARDS, lambda shard: encode_scenes(load_codec(folder, device), shard, device))
+    base = build_base(device)
+    modules = nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device)
+    trainer = Trainer(PLAN, folder, modules)
+    finished = trainer.run(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
+    modules.load_state_dict(trainer.averaged())
+    for name, module in modules.items():
+        write_weights(folder, name, module.state_dict())
+    return finished
+
+
+def base_loss(base: SDXL, text: nn.ModuleDict, data: Arrays, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of the predicted noise on a batch of latents, weighted by min-SNR."""
+    random = generator(BASE, step)
+    chosen = torch.randint(len(data["latents"]), (BATCH,), generator=random).numpy()
+    latents = torch.from_numpy(data["latents"][chosen]).float().to(device)
+    empty = tokenize([""])
+    dropped = (torch.rand(BATCH, generator=random) < EMPTY)[:, None]
+    tokens = {key: torch.where(dropped, empty[key], torch.from_numpy(data[key][chosen]).long()).to(device) for key in empty}
+    steps = torch.randint(1000, (BATCH,), generator=random).to(device)
+    noise = torch.randn(latents.shape, generator=random).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        context, pooled = encode_text(text, tokens)
+        predicted = predict_noise(base, latents, noise, steps, context, pooled)
+    error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+    weights = (SNR_LIMIT * base.model_sampling.sigmas[steps.cpu()].to(device) ** 2).clamp(max=1)
+    return (weights * error).mean(), {"error": error.detach().mean()}
+
+
+def encode_text(text: nn.ModuleDict, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Token ids (b, 77) of both encoders -> context (b, 77, 160) and pooled (b, 96), as ComfyUI's SDXLClipModel gives them."""
+    hidden, pooled = zip(*(encode_tokens(text[key], tokens[key.removeprefix("clip_")]) for key in TEXT), strict=True)
+    return torch.cat(hidden, dim=2), pooled[1]
+
+
+def predict_noise(base: SDXL, latents: Tensor, noise: Tensor, steps: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+    """The UNet's noise prediction for latents of unit deviation with noise of the given training steps (b,) mixed in."""
+    sigma = base.model_sampling.sigmas.to(latents)[steps].view(-1, 1, 1, 1)
+    noisy = base.model_sampling.calculate_input(sigma, latents + sigma * noise)
+    sizes = base.encode_adm(pooled_output=pooled, device=latents.device)
+    return base.diffusion_model(noisy, steps, context=context, y=sizes)
+
+
+@torch.no_grad()
+def encode_scenes(codec: nn.Module, shard: int, device: torch.device) -> Arrays:
+    """Latents (n, 4, 16, 16) as the UNet sees them, and token ids, of the shard's scenes."""
+    scenes = [make_scene(SEED, shard * SHARD + number) for number in range(SHARD)]
+    latents = []
+    for start_of_batch in range(0, SHARD, 20):
+        pixels = to_pixels(np.stack([scene.picture for scene in scenes[start_of_batch:start_of_batch + 20]])).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            latents.append(codec.encode(pixels).float().cpu() * LATENT_SCALE)
+    tokens = tokenize([scene.caption for scene in scenes])
+    return {"latents": torch.cat(latents).half().numpy(), **{key: ids.to(torch.int32).numpy() for key, ids in tokens.items()}}
+
+
+def load_codec(folder: Path, device: torch.device) -> nn.Module:
+    """The trained codec. Raises FileNotFoundError before the codec's phase has ended."""
+    codec = build_codec()
+    codec.load_state_dict(load_file(folder / f"{CODEC}.safetensors"))
+    return codec.to(device).eval()
+
+
+if __name__ == "__main__":
+    train_base(start(argparse.ArgumentParser(description=__doc__)).folder)

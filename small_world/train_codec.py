@@ -1,0 +1,103 @@
+"""Trains the codec, ComfyUI's AutoencoderKL at a small size, on scenes drawn as it goes.
+
+    python -m small_world.train_codec --folder FOLDER
+
+Characters count three times as much as the background. At the end the latents are scaled to SDXL's format.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from .host import use_comfyui
+
+use_comfyui()
+
+import torch  # noqa: E402
+from comfy.latent_formats import SDXL  # noqa: E402
+from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from .models import CODEC, build_codec  # noqa: E402
+from .scenes import make_scene  # noqa: E402
+from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
+
+PLAN = Plan(CODEC, steps=6000, rate=1.5e-3, ema_steps=250)
+BATCH = 8
+SEED = 1
+KL_WEIGHT = 1e-4
+CHARACTER_WEIGHT = 2.0
+TEST_PICTURES = 64
+
+
+def train_codec(folder: Path) -> bool:
+    """Trains up to the plan's end and writes codec.safetensors; False if it was told to stop."""
+    torch.manual_seed(SEED)
+    device = training_device()
+    codec = build_codec().to(device)
+    trainer = Trainer(PLAN, folder, codec)
+    finished = trainer.run(lambda step: codec_loss(codec, step, device))
+    codec.load_state_dict(trainer.averaged())
+    codec.eval()
+    scale_latents(codec, test_pictures(device, held_out=False))
+    write_weights(folder, CODEC, codec.state_dict())
+    logging.info("codec: %s dB on unseen scenes", psnr(codec, test_pictures(device, held_out=True)))
+    return finished
+
+
+def codec_loss(codec: AutoencoderKL, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared and absolute error of a batch of scenes, and the latents' KL divergence from noise."""
+    scenes = [make_scene(SEED, step * BATCH + number) for number in range(BATCH)]
+    pixels = to_pixels(np.stack([scene.picture for scene in scenes])).to(device)
+    masks = torch.from_numpy(np.stack([scene.masks.max(axis=0) for scene in scenes]))[:, None].to(device) / 255
+    with torch.autocast(device.type, torch.bfloat16):
+        mean, log_variance = codec.quant_conv(codec.encoder(pixels)).float().chunk(2, dim=1)
+        noise = torch.randn(mean.shape, generator=generator(CODEC, step)).to(device)
+        log_variance = log_variance.clamp(-20, 10)
+        decoded = codec.decode(mean + (0.5 * log_variance).exp() * noise).float()
+    error = decoded - pixels
+    weights = 1 + CHARACTER_WEIGHT * masks
+    squared = (weights * error.square()).mean()
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    loss = squared + 0.1 * (weights * error.abs()).mean() + KL_WEIGHT * divergence
+    return loss, {"psnr": -10 * (error.detach().square().mean() / 4).log10(), "kl": divergence.detach()}
+
+
+@torch.no_grad()
+def scale_latents(codec: AutoencoderKL, pixels: Tensor) -> None:
+    """Scales and shifts the latents into SDXL's format: zero mean and unit deviation times its scale factor, each channel.
+
+    The decoder's first layer undoes it, so that pictures stay as they were.
+    """
+    latents = codec.encode(pixels)
+    mean = latents.mean(dim=(0, 2, 3))
+    gain = 1 / (latents.std(dim=(0, 2, 3)) * SDXL().scale_factor)
+    channels = len(mean)
+    into, out = codec.quant_conv, codec.post_quant_conv
+    into.weight[:channels] *= gain.view(-1, 1, 1, 1)
+    into.bias[:channels] = (into.bias[:channels] - mean) * gain
+    into.bias[channels:] += 2 * gain.log()
+    out.bias += (out.weight * mean.view(1, -1, 1, 1)).sum(dim=(1, 2, 3))
+    out.weight /= gain.view(1, -1, 1, 1)
+
+
+@torch.no_grad()
+def psnr(codec: AutoencoderKL, pixels: Tensor) -> float:
+    """Peak signal to noise ratio in dB of pixels (b, 3, h, w) in -1..1 through encoder and decoder."""
+    error = codec.decode(codec.encode(pixels)).clamp(-1, 1) - pixels
+    return round(-10 * (error.square().mean() / 4).log10().item(), 2)
+
+
+def test_pictures(device: torch.device, held_out: bool) -> Tensor:
+    return to_pixels(np.stack([make_scene(SEED + 1, number, held_out).picture for number in range(TEST_PICTURES)])).to(device)
+
+
+def to_pixels(pictures: np.ndarray) -> Tensor:
+    """(b, h, w, 3) uint8 -> (b, 3, h, w) in -1..1, as ComfyUI's VAE gives them to its module."""
+    return torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
+
+
+if __name__ == "__main__":
+    train_codec(start(argparse.ArgumentParser(description=__doc__)).folder)

@@ -1,0 +1,138 @@
+"""What users read: help pages, locales, tooltips and the README, held against the nodes and the messages themselves."""
+
+import ast
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+from comfy_api.latest import io
+from conftest import PACK, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCHEMAS = [node.GET_SCHEMA() for node in asyncio.run(asyncio.run(sys.modules[PACK].comfy_entrypoint()).get_node_list())]
+WEB_DIRECTORY = ROOT / sys.modules[PACK].WEB_DIRECTORY
+EACH_NODE = pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
+
+
+def named_inputs(schema: io.Schema) -> Iterator[tuple[str, str, io.Input]]:
+    """(locale key, name, input) of every socket that the front end shows: a growing list also has its own sockets."""
+    for given in schema.inputs:
+        yield given.id, given.id, given
+        if isinstance(given, io.Autogrow.Input):
+            for name in given.template.names:
+                yield f"{given.id}_{name}", name, given.template.input
+
+
+def english(schema: io.Schema) -> dict:
+    """The node's entry in nodeDefs.json, in its own words."""
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": {key: {"name": name, "tooltip": given.tooltip} for key, name, given in named_inputs(schema)},
+        "outputs": {
+            str(i): {"name": given.display_name, "tooltip": given.tooltip} for i, given in enumerate(schema.outputs)
+        },
+    }
+
+
+def shape(texts: dict | str) -> dict | None:
+    """The keys of nested dictionaries without their texts."""
+    return {key: shape(value) for key, value in texts.items()} if isinstance(texts, dict) else None
+
+
+def locale(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def leaves(texts: dict | str, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
+    if isinstance(texts, str):
+        yield path, texts
+        return
+    for key, value in texts.items():
+        yield from leaves(value, (*path, key))
+
+
+@EACH_NODE
+def test_every_input_and_output_has_a_tooltip(schema):
+    assert schema.description
+    without = [given.id for _, _, given in named_inputs(schema) if not given.tooltip]
+    without += [given.display_name for given in schema.outputs if not given.tooltip]
+    assert not without
+
+
+@EACH_NODE
+def test_help_page_names_every_input_and_output(schema):
+    page = (WEB_DIRECTORY / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
+    inputs, _, outputs = page.partition("| Output |")
+    assert page.startswith(f"# {schema.display_name}\n")
+    assert re.findall(r"^\| `([\w ]+)` \|", inputs, re.MULTILINE) == [given.id for given in schema.inputs]
+    assert re.findall(r"^\| `([\w ]+)` \|", outputs, re.MULTILINE) == [given.display_name for given in schema.outputs]
+    assert "**When to use:**" in page and "**Tip:**" in page
+
+
+def test_no_help_page_without_a_node():
+    assert {page.stem for page in (WEB_DIRECTORY / "docs").glob("*.md")} == {schema.node_id for schema in SCHEMAS}
+
+
+def test_english_locale_says_what_the_nodes_say():
+    texts = locale("en")
+    assert texts.keys() == {schema.node_id for schema in SCHEMAS}
+    for schema in SCHEMAS:
+        assert texts[schema.node_id] == english(schema)
+
+
+@pytest.mark.parametrize("language", sorted(folder.name for folder in (ROOT / "locales").iterdir()))
+def test_locales_name_exactly_the_nodes_inputs_and_outputs(language):
+    texts = locale(language)
+    assert shape(texts) == {schema.node_id: shape(english(schema)) for schema in SCHEMAS}
+    assert not [path for path, text in leaves(texts) if not text.strip()]
+    # the front end compiles names and descriptions as messages, in which these characters act; tooltips stay text
+    assert not [path for path, text in leaves(texts) if path[-1] != "tooltip" and re.search(r"[|@{}]", text)]
+
+
+def test_chinese_locale_is_chinese():
+    sentences = [text for path, text in leaves(locale("zh")) if path[-1] in ("tooltip", "description")]
+    assert not [text for text in sentences if not re.search(r"[\u4e00-\u9fff]", text)]
+
+
+def test_readme_mentions_every_node_and_workflow():
+    names = {schema.node_id for schema in SCHEMAS} | {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert not [name for name in names if f"`{name}`" not in README]
+
+
+def test_readme_links_lead_somewhere():
+    anchors = {
+        "#" + re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    }
+    targets = re.findall(r"\]\((?!https://)([^)]+)\)", README)
+    assert not [target for target in targets if target not in anchors and not (ROOT / target).is_file()]
+
+
+def messages() -> str:
+    """Every string of the pack's own code, with a line break between two that are not one message."""
+    files = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "mmdiff_model").glob("*.py")]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    return "\n".join(
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+def quoted_messages() -> list[str]:
+    """The messages that the troubleshooting table quotes, in its first column."""
+    table = README.partition("## Troubleshooting")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `(.*?)`(?: \(in the log\))? \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", quoted_messages())
+def test_messages_that_the_readme_quotes_are_the_packs_own(message):
+    said = messages()
+    parts = [part for part in message.split("...") if part]
+    assert parts
+    assert not [part for part in parts if part not in said]
