@@ -131,7 +131,8 @@ def _check_class_words(clip: CLIP, prompt: str, rows: list[list[tuple]], words: 
             raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word")
         if owners.setdefault((word.chunk, word.position), word.subject) != word.subject:
             raise PromptError(
-                prompt, "two subjects share one class word; mix them with MMDiffMixSubjects or give each its own word"
+                prompt,
+                "two subjects share one class word; join them with Mix MM-Diff Subjects or give each its own word",
             )
 
 

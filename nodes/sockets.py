@@ -14,12 +14,14 @@ MAX_SUBJECTS = 16
 
 
 def mmdiff_input() -> io.Input:
-    return MMDiff.Input("mmdiff", tooltip="The MM-Diff checkpoint, from MM-Diff Loader.")
+    return MMDiff.Input("mmdiff", tooltip="The MM-Diff checkpoint, from Load MM-Diff.")
 
 
 def subjects_input(minimum: int = 1) -> io.Input:
     """A list of subjects that grows as they are connected: subject_1, subject_2, ..."""
-    subject = MMDiffSubject.Input("subject", tooltip="A subject from Encode Subject, Mix Subjects or a subject file.")
+    subject = MMDiffSubject.Input(
+        "subject", tooltip="A subject from Encode MM-Diff Subject, Mix MM-Diff Subjects or a subject file."
+    )
     names = [f"subject_{i + 1}" for i in range(MAX_SUBJECTS)]
     return io.Autogrow.Input(
         "subjects",
@@ -35,7 +37,7 @@ def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoi
     """
     connected = {name: subject for name, subject in subjects.items() if subject is not None}
     if not connected:
-        raise ValueError("subjects: no subject is connected. Connect the output of MM-Diff Encode Subject.")
+        raise ValueError("subjects: no subject is connected. Connect the output of Encode MM-Diff Subject.")
     first = next(iter(connected.values()))
     owner, variant, space = ("first subject", first.variant, first.space)
     if checkpoint is not None:

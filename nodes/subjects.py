@@ -16,7 +16,9 @@ FOLDER = register("mmdiff_subjects", ".safetensors")
 
 
 def subject_input() -> io.Input:
-    return MMDiffSubject.Input("subject", tooltip="A subject from Encode Subject, Mix Subjects or a subject file.")
+    return MMDiffSubject.Input(
+        "subject", tooltip="A subject from Encode MM-Diff Subject, Mix MM-Diff Subjects or a subject file."
+    )
 
 
 class MMDiffSubjectRegion(io.ComfyNode):

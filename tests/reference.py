@@ -1,4 +1,4 @@
-"""Reference values, computed with the released code (alibaba/mm-diff 09c0419) on the tiny weights, and the inputs they belong to.
+"""Reference values, computed with the released code (alibaba/mm-diff 09c0419) on the tiny weights, and their inputs.
 
 A case's file holds its photos and crops as coarse grids (see tiny_pack.weights.smooth_picture), the rows ROWS of prompt
 embeddings and the rows PATCHES of patch features, and everything else whole.
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import comfy.samplers
 import torch
-from mmdiff_model.subject import Face, encode_subject
 from safetensors import safe_open
-from tiny_pack.weights import smooth_picture
 from torch import Tensor
+
+from mmdiff_model.subject import Face, encode_subject
+from tiny_pack.weights import smooth_picture
 
 FOLDER = Path(__file__).parent / "golden"
 CASES = ("A", "B", "C", "D", "E", "E2", "F", "G", "H", "I", "J", "Z_te2lora")

@@ -1,4 +1,4 @@
-"""Single modules against the released code's: SE-Refiner, CLS head, fusion MLP, face tokens and both kinds of attention."""
+"""Single modules equal the released code's: SE-Refiner, CLS head, fusion MLP, face tokens, both kinds of attention."""
 
 from types import SimpleNamespace
 
@@ -6,13 +6,14 @@ import comfy.ops
 import pytest
 import torch
 from comfy.ldm.modules.attention import CrossAttention
+from safetensors.torch import load_file
+
 from mmdiff_model.attention import MultimodalCrossAttention, Projection
 from mmdiff_model.fusion import CLSHead, FusionMLP
 from mmdiff_model.refiner import SERefiner, SubjectTokens
 from mmdiff_model.routing import Chunk
 from mmdiff_model.step import Step
 from reference import FOLDER, assert_close
-from safetensors.torch import load_file
 from tiny_pack.models import fill
 from tiny_pack.weights import noise, weight
 

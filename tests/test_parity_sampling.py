@@ -1,8 +1,9 @@
-"""Prompt embeddings, both noise predictions of every step and final latents equal the released code's, through the nodes."""
+"""Prompt embeddings, both noise predictions of every step and final latents equal the released code's."""
 
 import pytest
 import torch
 from mm_diff_pack.nodes.apply import MMDiffApply
+
 from mmdiff_model.checkpoint import load_checkpoint
 from mmdiff_model.prompt import TRIGGER
 from reference import CASES, LATENTS, NOISE, TEXT, assert_close, load, sample

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mmdiff_model.vision import encode_cls, encode_patches
 from reference import CASES, PATCHES, TOKENS, assert_close, load
 
