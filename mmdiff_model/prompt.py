@@ -12,6 +12,9 @@ TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
 WHERE = "Put <|subj|> directly after the subject's class word, as in: a photo of a man<|subj|> on the beach"
 
 
+logger = logging.getLogger(__name__)
+
+
 class PromptError(ValueError):
     """A trigger is missing or out of place; the message quotes the prompt."""
 
@@ -48,7 +51,7 @@ def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     if not subjects:
         raise PromptError(prompt, "there is no trigger")
     for unused in sorted(set(range(len(names))) - set(subjects)):
-        logging.warning(
+        logger.warning(
             "MM-Diff: no trigger in the prompt calls subject %d%s, its class word stays plain",
             unused + 1,
             f" ('{names[unused]}')" if names[unused] else "",

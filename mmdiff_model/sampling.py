@@ -4,6 +4,7 @@ The model carries its LoRAs as weight patches and one SAMPLER_SAMPLE wrapper, wh
 subject tokens, and the attention patches that use them, belong to the run: clones share nothing, nothing stays behind.
 """
 
+import logging
 from collections.abc import Sequence
 
 import comfy.patcher_extension
@@ -23,6 +24,8 @@ from .subject import Subject
 from .text import CLASS_WORDS
 
 WRAPPER_KEY = "mmdiff"
+
+logger = logging.getLogger(__name__)
 
 
 def last_routing(model: ModelPatcher) -> Tensor | None:
@@ -55,6 +58,8 @@ def apply_subjects(
             f"model: {error}; the base is {type(model.model).__name__}, the checkpoint '{checkpoint.name}' needs "
             "the SDXL model it was trained on. Connect an SDXL base model."
         ) from error
+    if routing == OFF and any(subject.region is not None for subject in subjects):
+        logger.warning("MM-Diff: subjects have regions, but routing is 'off' and ignores them. Choose 'masks'.")
     model = model.clone()
     model.add_patches(patches)
     model.add_wrapper_with_key(

@@ -20,8 +20,8 @@ def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> N
     if (width, projection) != wanted:
         raise ValueError(
             f"clip_vision: this model has width {width} and projection {projection}, the MM-Diff checkpoint needs "
-            f"{wanted[0]} and "
-            f"{wanted[1]}. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision loader."
+            f"{wanted[0]} and {wanted[1]}. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision "
+            "loader."
         )
 
 

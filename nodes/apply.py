@@ -64,8 +64,7 @@ def negative_fusion_input() -> io.Input:
         default=AS_RELEASED,
         advanced=True,
         tooltip="The released code also fuses the subject into the negative prompt's token at the class word's "
-        "position. "
-        "'clean' leaves the negative prompt as written.",
+        "position. 'clean' leaves the negative prompt as written.",
     )
 
 
@@ -112,8 +111,7 @@ class MMDiffApply(io.ComfyNode):
                     max=10000,
                     advanced=True,
                     tooltip="Above 0: the first step with the subject, counted in the sampler's steps as in the "
-                    "released code. "
-                    "Takes the place of start_percent.",
+                    "released code. Takes the place of start_percent.",
                 ),
             ],
             outputs=[

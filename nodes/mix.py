@@ -24,8 +24,7 @@ class MMDiffMixSubjects(io.ComfyNode):
                     options=[ALL_TOKENS, WEIGHTED, SPHERICAL],
                     default=ALL_TOKENS,
                     tooltip="'all tokens' is the released identity mixing: the first subject leads the text, all "
-                    "lead the image. "
-                    "'weighted mean' and 'spherical' blend both by the weights.",
+                    "lead the image. 'weighted mean' and 'spherical' blend both by the weights.",
                 ),
                 io.String.Input(
                     "weights",

@@ -18,9 +18,8 @@ class MMDiffRoutingPreview(io.ComfyNode):
             node_id="MMDiffRoutingPreview",
             display_name="MM-Diff Routing Preview",
             category="MM-Diff",
-            description="Shows which part of the picture each subject was given, for routing 'masks' and 'auto': one "
-            "picture per subject, in the "
-            "order of the subjects.",
+            description="Shows which part of the picture each subject was given, for routing 'masks' and 'auto': "
+            "one picture per subject, in the order of the subjects.",
             search_aliases=["heat map", "attention map", "daam"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL that Apply MM-Diff gave and the KSampler used."),
@@ -44,8 +43,7 @@ class MMDiffRoutingPreview(io.ComfyNode):
         if weights is None:
             raise ValueError(
                 "model: no routing was recorded. Connect the MODEL that the KSampler used, and choose routing "
-                "'masks' or 'auto' "
-                "(auto needs two subjects or more, each with a trigger)."
+                "'masks' or 'auto' (auto needs two subjects or more, each with a trigger)."
             )
         maps = torch.cat(
             [

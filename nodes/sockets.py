@@ -47,8 +47,8 @@ def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoi
         if (subject.variant, subject.space) != (variant, space):
             raise ValueError(
                 f"subjects.{name}: this subject was made with another checkpoint ({subject.variant}, "
-                f"{subject.space}) than the "
-                f"{owner} ({variant}, {space}). Encode its photos again with the checkpoint in use."
+                f"{subject.space}) than the {owner} ({variant}, {space}). Encode its photos again with the "
+                "checkpoint in use."
             )
         if subject.name and subject.name in seen:
             raise ValueError(
