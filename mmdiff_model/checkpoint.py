@@ -34,10 +34,14 @@ OFFICIAL_GROUPS = {
 }
 ADAPTER_GROUPS = ("cls_head", "text_fusion_1", "text_fusion_2", *TOKENS_GROUP.values())
 FORMAT_VERSION = "1"
+REMEDY = "Get the checkpoint again, and keep its three official files together in one folder of models/mmdiff"
 
 
 class CheckpointError(ValueError):
     """The file or folder is not a usable MM-Diff checkpoint; the message says what is wrong and what to do."""
+
+    def __init__(self, problem: str, remedy: str = REMEDY):
+        super().__init__(f"checkpoint: {problem}. {remedy}.")
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,7 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
         variant for variant, group in TOKENS_GROUP.items() if any(key.startswith(f"{group}.") for key in tensors)
     ]
     if len(variants) != 1:
-        raise CheckpointError(
-            f"'{path.name}' has no MM-Diff subject tokens: it is not an MM-Diff checkpoint. {_REMEDY}"
-        )
+        raise CheckpointError(f"'{path.name}' has no MM-Diff subject tokens: it is not an MM-Diff checkpoint")
     variant = variants[0]
     groups = {group: _group(tensors, group) for group in ("vision", "text_lora", "unet_lora")}
     modules = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in ADAPTER_GROUPS}
@@ -87,9 +89,7 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
         adapter = _build_adapter(sizes, variant, modules)
         _check_unet_lora(groups["unet_lora"], sizes)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"'{path.name}' is an incomplete or damaged MM-Diff checkpoint: {error}. {_REMEDY}"
-        ) from error
+        raise CheckpointError(f"'{path.name}' is an incomplete or damaged MM-Diff checkpoint: {error}") from error
     return Checkpoint(
         path.stem, variant, sizes, _space_hash(modules), adapter, **groups, text_encoder_2_lora=text_encoder_2_lora
     )
@@ -120,24 +120,21 @@ def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path
         partial.unlink(missing_ok=True)
 
 
-_REMEDY = "Get the checkpoint again, and keep its three official files together in one folder of models/mmdiff"
-
-
 def _read_official(folder: Path) -> dict[str, Tensor]:
     missing = [name for name in OFFICIAL_FILES if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"The folder '{folder.name}' lacks {', '.join(missing)}. {_REMEDY}")
+        raise CheckpointError(f"The folder '{folder.name}' lacks {', '.join(missing)}")
     unet, text, custom = (_read_bin(folder / name) for name in OFFICIAL_FILES)
     for group, state in custom.items():
         if not isinstance(state, dict) or group not in OFFICIAL_GROUPS:
-            raise CheckpointError(f"'{CUSTOM_FILE}' holds an unknown group '{group}'. {_REMEDY}")
+            raise CheckpointError(f"'{CUSTOM_FILE}' holds an unknown group '{group}'")
     if absent := sorted(OFFICIAL_GROUPS.keys() - custom.keys()):
-        raise CheckpointError(f"'{CUSTOM_FILE}' lacks the group '{absent[0]}'. {_REMEDY}")
+        raise CheckpointError(f"'{CUSTOM_FILE}' lacks the group '{absent[0]}'")
     try:
         groups = {OFFICIAL_GROUPS[group]: state for group, state in custom.items()}
         groups |= {"unet_lora": name_unet_lora(unet), "text_lora": name_text_lora(text)}
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"The LoRAs in '{folder.name}' are not MM-Diff's: {error}. {_REMEDY}") from error
+        raise CheckpointError(f"The LoRAs in '{folder.name}' are not MM-Diff's: {error}") from error
     return {f"{group}.{key}": tensor for group, state in groups.items() for key, tensor in state.items()}
 
 
@@ -145,13 +142,11 @@ def _read_bin(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"'{path.name}' holds something other than plain tensors and was not opened. {_REMEDY}"
-        ) from error
+        raise CheckpointError(f"'{path.name}' holds something other than plain tensors and was not opened") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"'{path.name}' is truncated or not a PyTorch file: {error}. {_REMEDY}") from error
+        raise CheckpointError(f"'{path.name}' is truncated or not a PyTorch file") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"'{path.name}' is not a dictionary of tensors. {_REMEDY}")
+        raise CheckpointError(f"'{path.name}' is not a dictionary of tensors")
     return state
 
 
@@ -161,11 +156,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             version = (file.metadata() or {}).get("format_version", FORMAT_VERSION)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path.name}' is truncated or not a .safetensors file: {error}. {_REMEDY}") from error
+        raise CheckpointError(f"'{path.name}' is truncated or not a .safetensors file") from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"'{path.name}' has format version {version}, this pack reads {FORMAT_VERSION}: update the pack"
-        )
+        problem = f"'{path.name}' has format version {version}, this pack reads {FORMAT_VERSION}"
+        raise CheckpointError(problem, "Update the pack")
     return tensors
 
 

@@ -22,6 +22,9 @@ TENSORS = ("cls", "tokens", "region")
 class SubjectFileError(ValueError):
     """The file is not a usable subject file; the message says why and what to do."""
 
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"file: {problem}. {remedy}.")
+
 
 def save_subject(subject: Subject, path: Path) -> None:
     """Writes the subject; a failed write leaves nothing behind. Raises OSError."""
@@ -40,16 +43,14 @@ def load_subject(path: Path) -> Subject:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise SubjectFileError(
-            f"'{path.name}' is truncated or not a .safetensors file: {error}. Save the subject again."
+            f"'{path.name}' is truncated or not a .safetensors file", "Save the subject again"
         ) from error
     if "mmdiff_subject" not in metadata:
-        raise SubjectFileError(f"'{path.name}' is not a subject file. Make one with Save MM-Diff Subject.")
+        raise SubjectFileError(f"'{path.name}' is not a subject file", "Make one with Save MM-Diff Subject")
     header = json.loads(metadata["mmdiff_subject"])
     if header["format_version"] > FORMAT_VERSION:
-        raise SubjectFileError(
-            f"'{path.name}' has format version {header['format_version']}, this pack reads up to {FORMAT_VERSION}. "
-            "Update the pack."
-        )
+        problem = f"'{path.name}' has format version {header['format_version']}, this pack reads up to {FORMAT_VERSION}"
+        raise SubjectFileError(problem, "Update the pack")
     fields = {key: header[key] for key in HEADER} | {key: tuple(header[key]) for key in ("scores", "outliers")}
     thumbnail = decode_thumbnail(header["thumbnail"]) if "thumbnail" in header else None
     return Subject(**{key: tensors.get(key) for key in TENSORS}, **fields, thumbnail=thumbnail)

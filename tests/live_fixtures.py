@@ -1,18 +1,17 @@
 """One ComfyUI server for all live tests, with tiny models and photos; a plugin, so that test modules share it."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import folder_paths
-import numpy as np
 import pytest
 import skimage.data
 from comfy.cldm.cldm import ControlNet
-from live import LiveServer
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
+
+from live import LiveServer
 from tiny_pack.models import UNET
 from tiny_pack.weights import weight
 from tiny_prompt import write_tiny_models
@@ -25,11 +24,13 @@ CONTROLNET_HEADS = 64  # channels of a head, ComfyUI's default where a file fits
 @pytest.fixture(scope="session")
 def server() -> Iterator[LiveServer]:
     """A server whose models folder has a tiny checkpoint, face models, a style LoRA and a ControlNet."""
-    with LiveServer(Path(folder_paths.base_path)) as running:
-        write_tiny_models(running.models)
-        write_style_lora(running.models / "loras")
-        write_controlnet(running.models / "controlnet")
-        yield running
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")  # with tiny models more threads cost more than they save
+        with LiveServer(Path(folder_paths.base_path)) as running:
+            write_tiny_models(running.models)
+            write_style_lora(running.models / "loras")
+            write_controlnet(running.models / "controlnet")
+            yield running
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +74,3 @@ def write_controlnet(folder: Path) -> None:
     state = {f"control_model.{key}": weight(key, tensor.shape, seed=1) for key, tensor in net.state_dict().items()}
     folder.mkdir()
     save_file(state, folder / CONTROLNET)
-
-
-def pixels(picture: bytes) -> np.ndarray:
-    """A stored picture -> (H, W, 3) uint8."""
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from comfy_api.latest import io
+
 from conftest import PACK, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

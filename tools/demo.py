@@ -7,6 +7,9 @@ import sys
 
 import setup_host
 
+# the Python of ComfyUI's Windows archive does not look for modules beside the script that it runs
+PAINT = "import sys; sys.path.insert(0, sys.argv[1]); import demo_pictures; sys.exit(demo_pictures.main(sys.argv[2]))"
+
 
 def main() -> int:
     """The exit status of the painting; 1 if setting up failed."""
@@ -15,7 +18,7 @@ def main() -> int:
     except setup_host.SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    return subprocess.run([host.python, setup_host.ROOT / "tools" / "demo_pictures.py", host.comfyui]).returncode
+    return subprocess.run([host.python, "-c", PAINT, setup_host.ROOT / "tools", host.comfyui]).returncode
 
 
 if __name__ == "__main__":

@@ -23,14 +23,15 @@ SIZE, STEPS = 256, 8
 CELL, MARGIN, CAPTION = 256, 16, 40
 
 
-def main(comfyui: Path) -> int:
+def main(comfyui: str) -> int:
     """Writes the pictures and the contact sheet; 1 if the server or a prompt failed."""
+    make_importable(comfyui)
     OUTPUT.mkdir(exist_ok=True)
     photo = OUTPUT / "reference.png"
     Image.fromarray(skimage.data.astronaut()).save(photo)
     print("Starting ComfyUI on the CPU", flush=True)
     try:
-        with LiveServer(comfyui) as server:
+        with LiveServer(Path(comfyui)) as server:
             write_tiny_models(server.models)
             workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
             prompt = to_api(workflow, server.object_info())
@@ -87,16 +88,10 @@ def contact_sheet(pictures: dict[str, Path]) -> Image.Image:
     return sheet
 
 
-def make_importable(comfyui: Path) -> None:
+def make_importable(comfyui: str) -> None:
     """Puts ComfyUI's modules on the path. They read the command line when they are first imported."""
-    sys.path.insert(0, str(comfyui))
+    sys.path.insert(0, comfyui)
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
-
-
-if __name__ == "__main__":
-    comfyui = Path(sys.argv[1])
-    make_importable(comfyui)
-    sys.exit(main(comfyui))

@@ -130,7 +130,8 @@ class LiveServer:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            self._check_alive("while starting")
+            if self.process.poll() is not None:
+                raise ServerError(f"ComfyUI ended with exit status {self.process.returncode}:\n{self._log_tail()}")
             try:
                 self._get("/system_stats")
                 break
@@ -140,10 +141,6 @@ class LiveServer:
                 time.sleep(0.2)
         if "(IMPORT FAILED)" in self.log.read_text(errors="replace"):
             raise ServerError(f"ComfyUI could not load a pack:\n{self._log_tail(60)}")
-
-    def _check_alive(self, when: str) -> None:
-        if self.process.poll() is not None:
-            raise ServerError(f"ComfyUI ended {when} with exit status {self.process.returncode}:\n{self._log_tail()}")
 
     def _log_tail(self, lines: int = 30) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -188,17 +185,17 @@ class LiveServer:
                 return
 
     def _next_event(self, channel: websocket.WebSocket, deadline: float) -> tuple[str, dict[str, Any]]:
-        while True:
+        while time.monotonic() < deadline:
             try:
                 received = channel.recv()
-            except (websocket.WebSocketException, OSError):
-                self._check_alive("while running a prompt")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"The prompt did not end in the time given:\n{self._log_tail()}") from None
-            else:
-                if isinstance(received, str):  # bytes are preview pictures
-                    event = json.loads(received)
-                    return event["type"], event["data"]
+            except websocket.WebSocketTimeoutException:
+                continue
+            except (websocket.WebSocketException, OSError) as error:
+                raise ServerError(f"ComfyUI ended while running a prompt ({error}):\n{self._log_tail()}") from None
+            if isinstance(received, str):  # bytes are preview pictures
+                event = json.loads(received)
+                return event["type"], event["data"]
+        raise TimeoutError(f"The prompt did not end in the time given:\n{self._log_tail()}")
 
     def _get(self, path: str) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:

@@ -128,8 +128,8 @@ def make_own() -> Host:
     else:
         make_venv(python)
         fetch_comfyui(python)
-        install_packages(python)
         link_pack()
+        install_packages(python)
     return Host(COMFYUI, python)
 
 
@@ -170,15 +170,8 @@ def extract(archive: tarfile.TarFile, folder: str, target: Path) -> None:
                 shutil.copyfileobj(source, copy)
 
 
-def install_packages(python: Path) -> None:
-    print("[3/4] Installing PyTorch, ComfyUI's and the test packages into .venv (3 GB to download)", flush=True)
-    files = [part for file in requirement_files() for part in ("-r", file)]
-    run_step("[3/4]", [python, "-m", "pip", "install", "--progress-bar", "off", *TORCH, *files], RETRY)
-    STAMP.write_text(stamp())
-
-
 def link_pack() -> None:
-    print("[4/4] Linking the pack into ComfyUI's custom_nodes", flush=True)
+    print("[3/4] Linking the pack into ComfyUI's custom_nodes", flush=True)
     link_folder(ROOT, COMFYUI / "custom_nodes" / PACK)
 
 
@@ -194,6 +187,13 @@ def link_folder(source: Path, link: Path) -> None:
         _winapi.CreateJunction(str(source), str(link))
     else:
         link.symlink_to(source, target_is_directory=True)
+
+
+def install_packages(python: Path) -> None:
+    print("[4/4] Installing PyTorch, ComfyUI's and the test packages into .venv (3 GB to download)", flush=True)
+    files = [part for file in requirement_files() for part in ("-r", file)]
+    run_step("[4/4]", [python, "-m", "pip", "install", "--progress-bar", "off", *TORCH, *files], RETRY)
+    STAMP.write_text(stamp())
 
 
 def stamp() -> str:

@@ -19,7 +19,7 @@ TUNED = (
     "visual_projection.",
 )
 ATTENTION_WIDTHS = [64] * 2 + [128] * 10 + [64] * 3 + [128] * 2
-TEXT_LAYOUTS = ("diffusers", "old diffusers", "kohya", "te1 only", "te2 only", "empty")
+TEXT_LAYOUTS = ("diffusers", "old diffusers", "kohya", "kohya half alpha", "te1 only", "te2 only", "mlp", "empty")
 
 
 def write_official_checkpoint(
@@ -32,7 +32,7 @@ def write_official_checkpoint(
     }
     torch.save({key: tensor.to(dtype) for key, tensor in unet_lora(seed).items()}, folder / "unet_adapter_weights.bin")
     torch.save(
-        {key: tensor.to(dtype) for key, tensor in in_layout(text_lora(seed), text_layout).items()},
+        {key: tensor.to(dtype) for key, tensor in text_lora_file(seed, text_layout).items()},
         folder / "text_encoder_adapter_weights.bin",
     )
     torch.save(custom, folder / "custom_weights.bin")
@@ -62,35 +62,62 @@ def text_lora(seed: int) -> dict[str, Tensor]:
         width = config["hidden_size"]
         for layer in range(config["num_hidden_layers"]):
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                for side, shape in (("down", (TEXT_LORA_RANK, width)), ("up", (width, TEXT_LORA_RANK))):
-                    module = f"{TEXT_NAMES[encoder]}.text_model.encoder.layers.{layer}.self_attn.{name}"
-                    key = f"{module}.lora_linear_layer.{side}.weight"
-                    lora[key] = weight(f"text_encoder_adapter.{key}", shape, seed)
+                lora |= text_lora_pair(encoder, f"{layer}.self_attn.{name}", width, width, seed)
     return lora
 
 
-def in_layout(lora: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """The same LoRA under the names of another layout that diffusers 0.21 reads."""
-    if layout == "empty":
-        return {}
-    if layout in ("te1 only", "te2 only"):
-        prefix = "text_encoder." if layout == "te1 only" else "text_encoder_2."
-        return {key: tensor for key, tensor in lora.items() if key.startswith(prefix)}
-    if layout == "old diffusers":
-        return {
-            key.replace("_proj.lora_linear_layer", "_lora").replace("self_attn.", "self_attn.to_"): tensor
-            for key, tensor in lora.items()
-        }
-    if layout == "kohya":
-        named = {}
-        for key, tensor in lora.items():
-            module, _, rest = key.partition(".lora_linear_layer.")
-            encoder, _, path = module.partition(".")
-            module = f"lora_te{2 if encoder == 'text_encoder_2' else 1}_{path.replace('.', '_')}"
-            named[f"{module}.lora_{rest}"] = tensor
-            named[f"{module}.alpha"] = torch.tensor(float(TEXT_LORA_RANK))
-        return named
+def mlp_lora(seed: int) -> dict[str, Tensor]:
+    """fc1 and fc2 of every layer of both text encoders, which diffusers 0.21 reads too."""
+    lora = {}
+    for encoder, config in TEXT.items():
+        width, hidden = config["hidden_size"], config["intermediate_size"]
+        for layer in range(config["num_hidden_layers"]):
+            lora |= text_lora_pair(encoder, f"{layer}.mlp.fc1", width, hidden, seed)
+            lora |= text_lora_pair(encoder, f"{layer}.mlp.fc2", hidden, width, seed)
     return lora
+
+
+def text_lora_pair(encoder: str, module: str, inputs: int, outputs: int, seed: int) -> dict[str, Tensor]:
+    prefix = f"{TEXT_NAMES[encoder]}.text_model.encoder.layers.{module}.lora_linear_layer"
+    shapes = {f"{prefix}.down.weight": (TEXT_LORA_RANK, inputs), f"{prefix}.up.weight": (outputs, TEXT_LORA_RANK)}
+    return {key: weight(f"text_encoder_adapter.{key}", shape, seed) for key, shape in shapes.items()}
+
+
+def text_lora_file(seed: int, layout: str) -> dict[str, Tensor]:
+    """text_encoder_adapter_weights.bin in one of TEXT_LAYOUTS, all of which diffusers 0.21 reads."""
+    lora = text_lora(seed)
+    match layout:
+        case "diffusers":
+            return lora
+        case "old diffusers":
+            return {
+                key.replace("_proj.lora_linear_layer", "_lora").replace("self_attn.", "self_attn.to_"): tensor
+                for key, tensor in lora.items()
+            }
+        case "kohya":
+            return in_kohya(lora, TEXT_LORA_RANK)
+        case "kohya half alpha":
+            return in_kohya(lora, TEXT_LORA_RANK / 2)
+        case "te1 only" | "te2 only":
+            encoder = TEXT_NAMES["clip_l" if layout == "te1 only" else "clip_g"]
+            return {key: tensor for key, tensor in lora.items() if key.startswith(f"{encoder}.")}
+        case "mlp":
+            return lora | mlp_lora(seed)
+        case "empty":
+            return {}
+    raise ValueError(f"text_layout: '{layout}' is none of {TEXT_LAYOUTS}")
+
+
+def in_kohya(lora: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """A LoRA with diffusers' names -> the same under kohya's, with an alpha for each module."""
+    named = {}
+    for key, tensor in lora.items():
+        module, _, rest = key.partition(".lora_linear_layer.")
+        encoder, _, path = module.partition(".")
+        module = f"lora_te{2 if encoder == 'text_encoder_2' else 1}_{path.replace('.', '_')}"
+        named[f"{module}.lora_{rest}"] = tensor
+        named[f"{module}.alpha"] = torch.tensor(float(alpha))
+    return named
 
 
 def custom_weights(seed: int) -> dict[str, dict[str, Tensor]]:
