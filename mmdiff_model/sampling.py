@@ -55,7 +55,7 @@ def apply_subjects(
         patches = unet_patches(model, checkpoint.unet_lora)
     except ValueError as error:
         raise ValueError(
-            f"model: {error}; the base is {type(model.model).__name__}, the checkpoint '{checkpoint.name}' needs "
+            f"model: {error}; the base is {type(model.model.model_config).__name__}, the checkpoint '{checkpoint.name}' needs "
             "the SDXL model it was trained on. Connect an SDXL base model."
         ) from error
     if routing == OFF and any(subject.region is not None for subject in subjects):
