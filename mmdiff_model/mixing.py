@@ -1,5 +1,6 @@
 """Mixing subjects into one: as released (all tokens side by side), by weights, or along the sphere."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -40,8 +41,8 @@ def _blend(
         raise ValueError(
             f"weights: got {len(weights)} weights for {len(subjects)} subjects. Give one for each, such as: 1, 0.5"
         )
-    if min(weights) < 0 or sum(weights) == 0:
-        raise ValueError("weights: they must be 0 or more and not all 0.")
+    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
+        raise ValueError("weights: they must be 0 or more and not all 0, such as: 1, 0.5")
     cls, tokens, total = subjects[0].cls, subjects[0].tokens.mean(dim=0), weights[0]
     for subject, weight in zip(subjects[1:], weights[1:], strict=True):
         total += weight

@@ -6,6 +6,7 @@ subject tokens, and the attention patches that use them, belong to the run: clon
 
 import logging
 from collections.abc import Sequence
+from uuid import uuid4
 
 import comfy.patcher_extension
 import torch
@@ -54,9 +55,10 @@ def apply_subjects(
     try:
         patches = unet_patches(model, checkpoint.unet_lora)
     except ValueError as error:
+        base = type(model.model.model_config).__name__
         raise ValueError(
-            f"model: {error}; the base is {type(model.model.model_config).__name__}, the checkpoint '{checkpoint.name}' needs "
-            "the SDXL model it was trained on. Connect an SDXL base model."
+            f"model: {error}; the base is {base}, the checkpoint '{checkpoint.name}' needs the SDXL model it was "
+            "trained on. Connect an SDXL base model."
         ) from error
     if routing == OFF and any(subject.region is not None for subject in subjects):
         logger.warning("MM-Diff: subjects have regions, but routing is 'off' and ignores them. Choose 'masks'.")
@@ -113,9 +115,7 @@ class Run:
             plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
             for subject, strength in zip(plan.subjects, strengths, strict=True)
         ]
-        self.conditionings = {
-            cond["uuid"]: cond for name, conds in guider.conds.items() if "negative" not in name for cond in conds
-        }
+        self.conditionings, self.class_words = conditional(guider.conds)
         self.latent = latent
         self.masks = plan.masks
         widths = {block: k.shape[-1] for block, (k, _) in self.projected.items()}
@@ -167,11 +167,11 @@ class Run:
         cond = self.conditionings.get(uuid)
         if cond is None:
             return None
-        words = tuple(
-            (acting.index(subject), position) for subject, position in cond.get(CLASS_WORDS, ()) if subject in acting
-        )
+        text = cond["model_conds"]["c_crossattn"]
+        found = self.class_words[id(text)]
+        words = tuple((acting.index(subject), position) for subject, position in found if subject in acting)
         area = tuple(cond["area"]) if "area" in cond else None
-        return Chunk(uuid, area, words, cond["cross_attn"].shape[1])
+        return Chunk(uuid, area, words, text.cond.shape[1])
 
     def decided(self) -> Tensor | None:
         """The run's routing, (b, subjects, h, w) on the CPU: the masks as given, or the last maps that auto read."""
@@ -181,3 +181,21 @@ class Run:
             return None
         maps = next(reversed(self.maps.maps.values()))
         return separate(maps.flatten(2)).view_as(maps).cpu()
+
+
+def conditional(conds: dict[str, list[dict]]) -> tuple[dict[object, dict], dict[int, tuple]]:
+    """The conditionings of a run that are not negative, by uuid, and the class words of their embeddings, by identity.
+
+    Where one side is restricted to an area, ComfyUI gives the other a copy with the same uuid but its own embeddings;
+    the copies get uuids of their own here.
+    """
+    seen, positive, words = set(), {}, {}
+    for name, entries in conds.items():
+        for cond in entries:
+            if cond["uuid"] in seen:
+                cond["uuid"] = uuid4()
+            seen.add(cond["uuid"])
+            if "negative" not in name:
+                positive[cond["uuid"]] = cond
+                words.setdefault(id(cond["model_conds"]["c_crossattn"]), cond.get(CLASS_WORDS, ()))
+    return positive, words

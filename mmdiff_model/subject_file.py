@@ -51,6 +51,10 @@ def load_subject(path: Path) -> Subject:
     if header["format_version"] > FORMAT_VERSION:
         problem = f"'{path.name}' has format version {header['format_version']}, this pack reads up to {FORMAT_VERSION}"
         raise SubjectFileError(problem, "Update the pack")
+    if missing := [key for key in HEADER if key not in header] + [
+        key for key in ("cls", "tokens") if key not in tensors
+    ]:
+        raise SubjectFileError(f"'{path.name}' lacks {', '.join(missing)}", "Save the subject again")
     fields = {key: header[key] for key in HEADER} | {key: tuple(header[key]) for key in ("scores", "outliers")}
     thumbnail = decode_thumbnail(header["thumbnail"]) if "thumbnail" in header else None
     return Subject(**{key: tensors.get(key) for key in TENSORS}, **fields, thumbnail=thumbnail)

@@ -24,6 +24,7 @@ import folder_paths  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_grad_enabled(False)
+torch.set_num_threads(1)  # threads of tiny tensors only wait for each other
 
 
 def import_pack():

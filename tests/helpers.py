@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
 from mmdiff_model.checkpoint import Checkpoint
 from mmdiff_model.subject import Subject
 from mmdiff_model.text import TextEncoding, encode_text
-from torch import Tensor
 
 SIGMAS = (4.1, 0.7, 0.0)
 ONE_STEP = (4.1, 0.0)
@@ -50,13 +51,25 @@ def guider_for(model: ModelPatcher, text: TextEncoding, cfg: float = 5.0) -> com
     return guider
 
 
-def run(guider: comfy.samplers.CFGGuider, noise: Tensor | None = None, sigmas: Sequence[float] = SIGMAS,
-        latent: Tensor | None = None, callback=None) -> Tensor:
+def run(
+    guider: comfy.samplers.CFGGuider,
+    noise: Tensor | None = None,
+    sigmas: Sequence[float] = SIGMAS,
+    latent: Tensor | None = None,
+    callback=None,
+) -> Tensor:
     """Euler with a guider's conditionings -> latents."""
     noise = noise_for() if noise is None else noise
     latent = torch.zeros_like(noise) if latent is None else latent
-    return guider.sample(noise, latent, comfy.samplers.sampler_object("euler"), torch.tensor(sigmas), callback=callback,
-                         disable_pbar=True, seed=0)
+    return guider.sample(
+        noise,
+        latent,
+        comfy.samplers.sampler_object("euler"),
+        torch.tensor(sigmas),
+        callback=callback,
+        disable_pbar=True,
+        seed=0,
+    )
 
 
 def sample(model: ModelPatcher, text: TextEncoding, cfg: float = 5.0, **how) -> Tensor:
@@ -66,7 +79,7 @@ def sample(model: ModelPatcher, text: TextEncoding, cfg: float = 5.0, **how) -> 
 
 @dataclass
 class AttentionRecorder:
-    """Keeps what every cross-attention gave (after to_out), in the order of the calls, and the layout of their batches."""
+    """Keeps what every cross-attention gave (after to_out), call by call, and the layout of its batch."""
 
     outputs: list[Tensor] = field(default_factory=list)
     layouts: list[list[int]] = field(default_factory=list)

@@ -1,7 +1,5 @@
 """Single modules equal the released code's: SE-Refiner, CLS head, fusion MLP, face tokens, both kinds of attention."""
 
-from types import SimpleNamespace
-
 import comfy.ops
 import pytest
 import torch
@@ -133,6 +131,6 @@ def test_unrefined_tokens_stay_in_the_sum():
     fill(tokens, SEED, lambda key: f"module.face_embeds_proj.{key}")
     tokens.refiner.norm_out.weight.zero_()
     tokens.refiner.norm_out.bias.zero_()
-    identity = SimpleNamespace(vector=given("identity", 1, 512)).vector
+    identity = given("identity", 1, 512)
     plain = tokens.layer_norm(tokens.proj(identity).view(1, 4, 512))
     assert torch.equal(tokens(identity, given("face.dense", 1, 50, 128)), plain)
