@@ -20,12 +20,12 @@ Area = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A conditional part of the batch: its conditioning's id, the area of the latent it covers, its class words.
+    """A conditional part of the batch: its conditioning's number, the area of the latent it covers, its class words.
 
     words: (acting subject, token position) in the conditioning's `length` tokens.
     """
 
-    conditioning: object
+    conditioning: int
     area: Area | None
     words: tuple[tuple[int, int], ...]
     length: int
@@ -57,8 +57,8 @@ def route(
     lengths: tokens of each subject. words: (subject, position) of the class words in a conditioning of `length` tokens,
     which is repeated to `keys` where it runs beside a longer one.
     """
-    repeats = torch.tensor(lengths, device=weights.device)
-    image_bias = log_weight(weights).repeat_interleave(repeats, dim=1).transpose(1, 2)[:, None]
+    owners = [subject for subject, length in enumerate(lengths) for _ in range(length)]
+    image_bias = log_weight(weights)[:, owners].transpose(1, 2)[:, None]
     text_bias = None
     if weights.shape[1] > 1 and words:
         text_bias = torch.zeros(weights.shape[0], weights.shape[2], length, device=weights.device)

@@ -120,7 +120,6 @@ class Run:
         self.masks = plan.masks
         widths = {block: k.shape[-1] for block, (k, _) in self.projected.items()}
         self.maps = AttentionMaps(reading_blocks(widths)) if plan.auto else None
-        self.routed = {}
 
     def install(self, transformer_options: dict) -> None:
         """Puts the attention patches over whatever the run's attn2 patches are, and the gate around each model call."""
@@ -142,8 +141,14 @@ class Run:
         transformer_options=None,
         **kwargs,
     ):
-        """APPLY_MODEL wrapper: tells this call's attentions what to do."""
-        transformer_options = {**transformer_options, "mmdiff": self.step(transformer_options)}
+        """APPLY_MODEL wrapper: tells this call's attentions what to do.
+
+        ComfyUI's torch.compile guards every argument of the UNet but transformer_options. An argument that the UNet
+        ignores, named after the call's layout, makes it trace another layout anew.
+        """
+        step = self.step(transformer_options)
+        transformer_options = {**transformer_options, "mmdiff": step}
+        kwargs[f"mmdiff {step and step.layout}"] = None
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def step(self, transformer_options: dict) -> Step | None:
@@ -160,7 +165,7 @@ class Run:
             keys = kept.nonzero()[:, 0].to(device)
         by_index = dict(zip(transformer_options["cond_or_uncond"], chunks, strict=True))
         lengths = tuple(self.lengths[i] for i in acting)
-        return Step(chunks, by_index, acting, lengths, keys, self.latent, self.masks, self.maps, self.routed)
+        return Step(chunks, by_index, acting, lengths, keys, self.latent, self.masks, self.maps)
 
     def chunk(self, uuid: object, acting: tuple[int, ...]) -> Chunk | None:
         """The part of a batch that belongs to a conditioning; None for the negative ones."""
@@ -171,7 +176,7 @@ class Run:
         found = self.class_words[id(text)]
         words = tuple((acting.index(subject), position) for subject, position in found if subject in acting)
         area = tuple(cond["area"]) if "area" in cond else None
-        return Chunk(uuid, area, words, text.cond.shape[1])
+        return Chunk(list(self.conditionings).index(uuid), area, words, text.cond.shape[1])
 
     def decided(self) -> Tensor | None:
         """The run's routing, (b, subjects, h, w) on the CPU: the masks as given, or the last maps that auto read."""

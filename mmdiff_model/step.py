@@ -1,7 +1,7 @@
 """One model call of a sampling run: what its cross-attentions are to do, decided before the call."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class Step:
     """chunks: the parts of the batch in order, None where unconditional. by_index: the same by cond index.
 
     subjects: those that act, with `lengths` tokens each; keys: their tokens (None: all there are). latent: (H, W) of
-    the whole picture. masks or maps route, where there is routing; `routed` is the run's cache of what they gave.
+    the whole picture. masks or maps route, where there is routing; `routed` keeps what they gave for one resolution.
     """
 
     chunks: list[Chunk | None]
@@ -27,7 +27,14 @@ class Step:
     latent: tuple[int, int]
     masks: MaskRouting | None
     maps: AttentionMaps | None
-    routed: dict[tuple, Routed | None]
+    routed: dict[tuple, Routed | None] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> str:
+        """What a trace of this call depends on, beside its tensors."""
+        read = self.maps and sorted(chunk.conditioning for chunk in self.maps.maps)
+        parts = self.chunks, self.by_index, self.subjects, self.lengths, self.latent
+        return repr((*parts, self.keys is None, self.masks is None, read))
 
     def attend(
         self,

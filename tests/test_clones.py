@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,8 +116,9 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from Linux's /proc")
-def test_a_thousand_requeues_leave_memory_flat(tiny, checkpoint, subjects, text, record_property):
+def test_a_thousand_requeues_leave_memory_flat(tiny, checkpoint, subjects, text, record_property, monkeypatch):
     """One step each, with a new seed each time; each twentieth time our node is edited too, every routing in turn."""
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps every record
     everywhere = [replace(subject, region=None) for subject in subjects]
     edits = ((everywhere, OFF), (subjects, MASKS), (everywhere, AUTO))
     model = tiny.model

@@ -1,0 +1,295 @@
+"""The small world: its pictures and captions, its models inside ComfyUI, and training that resumes bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import comfy.latent_formats
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import ROOT
+
+sys.path.append(str(ROOT))
+
+from small_world import models, shards, train_base, train_codec, train_vision, training, transformers, vocabulary  # noqa: E402
+from small_world.captions import write_caption  # noqa: E402
+from small_world.looks import (  # noqa: E402
+    GLASSES,
+    HATS,
+    HELD_OUT_HUES,
+    PATTERNS,
+    STYLES,
+    WORDS,
+    is_held_out,
+    sample_colour,
+    sample_look,
+)
+from small_world.poses import ACTIONS  # noqa: E402
+from small_world.records import write_records  # noqa: E402
+from small_world.scenes import make_scene, references  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def combination(look) -> tuple[str, ...]:
+    return look.word, look.style, look.hat, look.glasses, look.pattern
+
+
+def test_scenes_are_the_same_for_the_same_seed():
+    first, again, other = make_scene(3, 7), make_scene(3, 7), make_scene(4, 7)
+    assert first.caption == again.caption and np.array_equal(first.picture, again.picture)
+    assert np.array_equal(references(first, 0), references(again, 0))
+    assert not np.array_equal(first.picture, other.picture)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_evaluation_never_meets_training(held_out):
+    looks = [sample_look(Random(number), held_out) for number in range(500)]
+    assert {is_held_out(combination(look)) for look in looks} == {held_out}
+    hues = [hue_of(sample_colour(Random(number), held_out)) for number in range(500)]
+    inside = [any(low - 0.004 <= hue <= high + 0.004 for low, high in HELD_OUT_HUES) for hue in hues if hue is not None]
+    assert np.mean(inside) == 1 if held_out else np.mean(inside) < 0.15  # 8-bit rounding lets a few touch a band
+
+
+def hue_of(colour) -> float | None:
+    high, low = max(colour), min(colour)
+    if high - low < 40:
+        return None
+    return Image.new("RGB", (1, 1), colour).convert("HSV").getpixel((0, 0))[0] / 255
+
+
+def test_every_class_word_keeps_most_of_its_combinations_for_training():
+    for word in WORDS:
+        every = [
+            (word, style, hat, glasses, pattern)
+            for style in STYLES[word]
+            for hat in HATS
+            for glasses in GLASSES
+            for pattern in PATTERNS
+        ]
+        assert 0.08 < np.mean([is_held_out(one) for one in every]) < 0.26
+
+
+def test_captions_say_nothing_of_looks():
+    said = {word for index in range(300) for word in make_scene(9, index).caption.split()}
+    attributes = " ".join(value for values in (*STYLES.values(), HATS, GLASSES, PATTERNS) for value in values)
+    assert not said & set(attributes.split())
+    assert said >= set(WORDS)
+
+
+def test_spans_are_the_class_words():
+    for index in range(50):
+        scene = make_scene(11, index)
+        assert [scene.caption[start:end] for start, end in scene.spans] == [look.word for look in scene.looks]
+
+
+def test_two_actions_are_each_told_with_their_own_word():
+    words, actions = ("cat", "dog"), ("waving", "running")
+    told = [write_caption(Random(seed), words, actions, "in a park", False)[0] for seed in range(40)]
+    assert any("cat waving and a" in caption and "dog running in a park" in caption for caption in told)
+    assert any(action not in caption for caption in told for action in ACTIONS)
+
+
+def test_masks_hold_the_characters_and_do_not_overlap():
+    for index in range(30):
+        scene = make_scene(5, index, characters=2)
+        visible = scene.masks >= 128
+        assert visible.sum(axis=(1, 2)).min() > 1000
+        assert not (visible[0] & visible[1]).any()
+
+
+def test_references_show_the_character_on_white_without_its_place():
+    scene = make_scene(6, 0, characters=1)
+    picture = references(scene, 0)[0]
+    edge = np.concatenate([picture[:, 0], picture[:, -1]])
+    assert np.mean((edge > 250).all(axis=1)) > 0.5
+    top = np.abs(picture.reshape(-1, 3).astype(int) - scene.looks[0].top).sum(axis=1)
+    assert (top < 12).sum() > 60
+
+
+def test_records_are_the_annotation_tools(tmp_path):
+    scenes = [make_scene(8, index) for index in range(4)]
+    names = write_records(tmp_path, scenes)
+    assert (tmp_path / "image_ids_train.txt").read_text().split("\n") == names == [f"{k:09d}" for k in range(4)]
+    for name, scene in zip(names, scenes, strict=True):
+        stem = tmp_path / name[:5] / name
+        record = json.loads(stem.with_suffix(".json").read_text())
+        numbers = np.load(stem.with_suffix(".npy"))
+        assert Image.open(stem.with_suffix(".jpg")).size == numbers.shape[::-1] == (128, 128)
+        assert record["caption"] == scene.caption and record["image_id"] == name
+        for segment in record["segments"]:
+            assert record["caption"][segment["start"] : segment["end"]] == segment["word"]
+            rows, columns = np.nonzero(numbers == segment["id"])
+            left, top, right, bottom = segment["box"]
+            assert left <= columns.min() and columns.max() < right and top <= rows.min() and rows.max() < bottom
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Untrained weights of the whole family, saved as trained ones are."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    base = models.build_base()
+    modules = {
+        models.CODEC: models.build_codec(),
+        models.VISION_ENCODER: models.build_vision(),
+        models.TEXT_ENCODERS: models.build_text(),
+        models.UNET_MODEL: base.diffusion_model,
+    }
+    for name, module in modules.items():
+        training.write_weights(folder, name, module.state_dict())
+    return folder
+
+
+def test_all_weights_leave_room_for_an_adapter(weights):
+    assert sum(path.stat().st_size for path in weights.glob("*.safetensors")) < 10.5e6
+
+
+def test_text_is_encoded_as_by_comfyui(weights):
+    clip = models.load_clip(weights)
+    text = models.build_text()
+    text.load_state_dict(training_state(weights, models.TEXT_ENCODERS))
+    caption = "a man waving and a cute dog sitting in the snow at night"
+    context, pooled = train_base.encode_text(text, vocabulary.tokenize([caption]))
+    expected, expected_pooled = clip.encode_from_tokens(clip.tokenize(caption), return_pooled=True)
+    torch.testing.assert_close(context, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(pooled, expected_pooled, atol=2e-5, rtol=0)
+
+
+def test_words_of_the_world_have_rows_of_their_own_and_others_share_one():
+    rows = vocabulary.rows_of_tokens()
+    tokens = vocabulary.tokenize(["man dog balloon", "cute zebra"])["l"]
+    known, unknown = rows[tokens[0, 1:4]], rows[tokens[1, 1:3]]
+    assert len(set(known.tolist())) == 3 and 0 not in known
+    assert unknown.tolist() == [0, 0]
+
+
+def test_pictures_are_encoded_as_by_comfyui(weights):
+    vision = models.load_vision(weights)
+    pictures = references(make_scene(1, 3, characters=2), 0)
+    patches, cls = transformers.encode_pixels(vision.model, train_vision.normalise(pictures))
+    output = vision.encode_image(torch.from_numpy(pictures).float() / 255)
+    torch.testing.assert_close(patches, output["penultimate_hidden_states"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(cls, output["image_embeds"], atol=2e-5, rtol=0)
+
+
+def test_noise_is_predicted_as_by_comfyui(weights):
+    base = models.load_model(weights).model
+    torch.manual_seed(1)
+    latents, noise = torch.randn(2, 2, 4, 16, 16)
+    context, pooled, steps = torch.randn(2, 77, models.CONTEXT), torch.randn(2, 96), torch.tensor([30, 800])
+    with torch.no_grad():
+        for name, parameter in base.diffusion_model.named_parameters():
+            if name.startswith("out.2"):
+                parameter.normal_(std=0.1)  # zero before training
+    predicted = train_base.predict_noise(base, latents, noise, steps, context, pooled)
+    sigma = base.model_sampling.sigma(steps.float())
+    noisy = latents + sigma.view(-1, 1, 1, 1) * noise
+    denoised = base.apply_model(noisy, sigma, c_crossattn=context, y=base.encode_adm(pooled_output=pooled, device=CPU))
+    torch.testing.assert_close(noisy - sigma.view(-1, 1, 1, 1) * predicted, denoised, atol=1e-4, rtol=1e-4)
+
+
+def training_state(weights: Path, name: str) -> dict[str, torch.Tensor]:
+    return {key: tensor.float() for key, tensor in models.load_file(weights / f"{name}.safetensors").items()}
+
+
+def test_scaled_latents_are_sdxls_and_decode_to_the_same_picture():
+    torch.manual_seed(2)
+    codec = models.build_codec()
+    pixels = train_codec.test_pictures(CPU, held_out=False)[:8]
+    before = codec.decode(codec.encode(pixels))
+    train_codec.scale_latents(codec, pixels)
+    latents = comfy.latent_formats.SDXL().process_in(codec.encode(pixels))
+    assert latents.shape == (8, 4, 16, 16)
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(codec.decode(codec.encode(pixels)), before, atol=1e-4, rtol=0)
+
+
+def test_codec_goes_through_the_hosts_vae(weights):
+    vae = models.load_vae(weights)
+    assert vae.encode(torch.rand(1, 128, 128, 3)).shape == (1, 4, 16, 16)
+    assert vae.decode(torch.randn(1, 4, 16, 16)).shape == (1, 128, 128, 3)
+
+
+def small_base(folder: Path, steps: int) -> tuple[training.Trainer, training.Loss]:
+    """A trainer of the base on four scenes' captions with random latents."""
+    torch.manual_seed(0)
+    base = models.build_base()
+    modules = torch.nn.ModuleDict({"text": models.build_text(), "unet": base.diffusion_model})
+    trainer = training.Trainer(training.Plan("base", steps, 1e-3, warmup=2), folder, modules)
+    latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
+    tokens = vocabulary.tokenize([make_scene(0, index).caption for index in range(4)])
+    data = {"latents": latents, **{key: ids.numpy() for key, ids in tokens.items()}}
+    return trainer, lambda step: train_base.base_loss(base, modules["text"], data, step, CPU)
+
+
+@torch.enable_grad()
+def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_base, "BATCH", 4)
+    whole, loss = small_base(tmp_path / "whole", 4)
+    assert whole.run(loss)
+    first, loss = small_base(tmp_path / "parts", 4)
+    for _ in range(2):
+        first.update(loss)
+    first.save()
+    second, loss = small_base(tmp_path / "parts", 4)
+    assert second.step == 2
+    assert second.run(loss)
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+    for name, tensor in whole.average.items():
+        assert torch.equal(tensor, second.average[name]), name
+
+
+@torch.enable_grad()
+def test_training_reaches_every_parameter_but_dead_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_base, "BATCH", 4)
+    trainer, loss = small_base(tmp_path, 3)
+    for _ in range(3):  # layers behind SDXL's zeros move from the third step on
+        trainer.update(loss)
+    still = {name for name, weight in trainer.weights.items() if weight.grad is None or not weight.grad.any()}
+    assert all(
+        name.startswith("text.clip_l") and (".layers.2." in name or "final" in name or "projection" in name)
+        for name in still
+    ), sorted(still)[:5]
+
+
+@torch.enable_grad()
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_state(tmp_path):
+    module = torch.nn.Linear(2, 1)
+    trainer = training.Trainer(training.Plan("line", 5, 1e-2), tmp_path, module)
+    trainer.save()
+    with pytest.raises(FloatingPointError, match=r"line: the loss of step 0 is nan.*line\.checkpoint"):
+        trainer.run(lambda step: (module(torch.full((1, 2), torch.nan)).sum(), {}))
+    assert training.Trainer(training.Plan("line", 5, 1e-2), tmp_path, torch.nn.Linear(2, 1)).step == 0
+
+
+def test_shards_are_made_once(tmp_path):
+    made = []
+
+    def make(number: int) -> shards.Arrays:
+        made.append(number)
+        return {"value": np.full(2, number)}
+
+    shards.load_shards(tmp_path, 2, make)
+    joined = shards.load_shards(tmp_path, 3, make)
+    assert made == [0, 1, 2] and joined["value"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+def test_a_terminated_phase_saves_and_leaves_in_order(tmp_path):
+    command = [sys.executable, "-m", "small_world.train_codec", "--folder", str(tmp_path), "--threads", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert any("codec: from step 0" in line for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    state = torch.load(tmp_path / "codec.checkpoint", weights_only=True)
+    assert state["step"] < train_codec.PLAN.steps and state["module"]
