@@ -2,6 +2,6 @@
 
     python -m small_world.drive --folder FOLDER      # codec, vision encoder, then base model; run again to continue
 
-The world (looks, characters, places, captions, scenes, records) needs numpy and Pillow alone. The models (models, vocabulary,
-transformers) are ComfyUI's own classes at small sizes; train_*.py train them and resume bit for bit.
+The world (looks, heads, drawing, poses, backgrounds, captions, scenes, records) needs numpy and Pillow alone. The
+models (models, vocabulary, transformers) are ComfyUI's own classes at small sizes, trained by train_*.py.
 """

@@ -10,6 +10,7 @@ from .pen import SUPERSAMPLING, Pen, shade
 
 DAY: Colour = (168, 214, 244)
 NIGHT: Colour = (38, 44, 92)
+WALLS: tuple[Colour, ...] = ((150, 140, 160), (176, 150, 140), (128, 140, 164))
 
 
 def draw_background(place: str, night: bool, random: Random, size: int) -> Image.Image:
@@ -41,10 +42,12 @@ def park(pen: Pen, random: Random, light: float) -> None:
 def beach(pen: Pen, random: Random, light: float) -> None:
     pen.box((-0.1, 0.2), (1.1, 0.5), 0, shade((60, 150, 204), light), outlined=False)
     for y in (0.40, 0.33):
-        pen.box((random.uniform(0, 0.3), y), (random.uniform(0.6, 1), y + 0.018), 0.01, shade((150, 206, 232), light), outlined=False)
+        left, right = random.uniform(0, 0.3), random.uniform(0.6, 1)
+        pen.box((left, y), (right, y + 0.018), 0.01, shade((150, 206, 232), light), outlined=False)
     pen.ellipse((random.uniform(0.3, 0.7), 0.0), (1.1, 0.28), shade((244, 220, 158), light), outlined=False)
     if light == 1.0:
-        pen.ellipse((random.choice((0.13, 0.87)), random.uniform(0.8, 0.88)), (0.085, 0.085), (255, 216, 90), outlined=False)
+        sun = random.choice((0.13, 0.87)), random.uniform(0.8, 0.88)
+        pen.ellipse(sun, (0.085, 0.085), (255, 216, 90), outlined=False)
 
 
 def snow(pen: Pen, random: Random, light: float) -> None:
@@ -61,12 +64,17 @@ def city(pen: Pen, random: Random, light: float) -> None:
     x = -0.05
     while x < 1.0:
         width, height = random.uniform(0.17, 0.25), random.uniform(0.5, 0.85)
-        pen.box((x, 0.15), (x + width, height), 0, shade(random.choice(((150, 140, 160), (176, 150, 140), (128, 140, 164))), light), outlined=False)
+        pen.box((x, 0.15), (x + width, height), 0, shade(random.choice(WALLS), light), outlined=False)
         for row in range(4):
             for column in (0.28, 0.72):
                 window = (x + width * column, height - 0.07 - row * 0.11)
-                pen.box((window[0] - 0.025, window[1] - 0.03), (window[0] + 0.025, window[1] + 0.02), 0,
-                        (255, 226, 140) if light < 1 else (206, 226, 240), outlined=False)
+                pen.box(
+                    (window[0] - 0.025, window[1] - 0.03),
+                    (window[0] + 0.025, window[1] + 0.02),
+                    0,
+                    (255, 226, 140) if light < 1 else (206, 226, 240),
+                    outlined=False,
+                )
         x += width + 0.015
     pen.box((-0.1, -0.1), (1.1, 0.2), 0, shade((120, 120, 128), light), outlined=False)
     for x in (0.1, 0.45, 0.8):
@@ -90,7 +98,8 @@ def forest(pen: Pen, random: Random, light: float) -> None:
         x, width = 0.05 + 0.225 * number + random.uniform(-0.05, 0.05), random.uniform(0.03, 0.05)
         pen.box((x - width, 0.1), (x + width, 1.1), 0, shade((96, 72, 54), light), outlined=False)
     for _ in range(6):
-        pen.ellipse((random.random(), random.uniform(0.9, 1.0)), (0.16, 0.11), shade((50, 96, 62), light), outlined=False)
+        leaves = random.random(), random.uniform(0.9, 1.0)
+        pen.ellipse(leaves, (0.16, 0.11), shade((50, 96, 62), light), outlined=False)
     pen.box((-0.1, -0.1), (1.1, 0.22), 0, shade((92, 140, 74), light), outlined=False)
 
 

@@ -8,7 +8,9 @@ FILLERS = ("cute", "little", "happy", "funny", "nice")  # words without a meanin
 DROPPED = 0.07
 
 
-def write_caption(random: Random, words: Sequence[str], actions: Sequence[str], place: str, night: bool) -> tuple[str, list[tuple[int, int]]]:
+def write_caption(
+    random: Random, words: Sequence[str], actions: Sequence[str], place: str, night: bool
+) -> tuple[str, list[tuple[int, int]]]:
     """A caption of one or two characters, and (start, end) of each class word in it.
 
     Now and then the place, the actions or the opening are left out, and a filler stands before a class word.

@@ -17,7 +17,10 @@ BALLOON = (226, 62, 70)
 
 
 def draw_character(look: Look, pose: Pose, feet: Point, unit: float, size: int = SIZE) -> Image.Image:
-    """An RGBA layer (size, size) with the character standing at `feet` (pixels from the upper left), `unit` pixels to 1.0."""
+    """An RGBA layer (size, size) with the character standing at `feet` (pixels from the upper left).
+
+    `unit`: pixels from the feet to the height 1.0, a little above a bare head.
+    """
     layer = Image.new("RGBA", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     body = Pen(layer, (feet[0], feet[1] - pose.lift * unit), unit)
     draw_legs(body, look, pose)
@@ -83,10 +86,11 @@ def draw_arm(pen: Pen, look: Look, pose: Pose, side: int) -> None:
 
 
 def reference(look: Look, random: Random, action: str, size: int = 96) -> np.ndarray:
-    """The character alone in another pose, cut to its box, on white: (size, size, 3) uint8."""
+    """The character alone, cut to its box, in the middle of a white square: (size, size, 3) uint8."""
     layer = draw_character(look, sample_pose(random, action), (72, 128), 108, 144)
     left, top, right, bottom = layer.getbbox()
     side = max(right - left, bottom - top)
     square = Image.new("RGBA", (side, side), (255, 255, 255, 255))
-    square.alpha_composite(layer.crop((left, top, right, bottom)), ((side - right + left) // 2, (side - bottom + top) // 2))
+    corner = (side - right + left) // 2, (side - bottom + top) // 2
+    square.alpha_composite(layer.crop((left, top, right, bottom)), corner)
     return np.asarray(square.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0))

@@ -14,7 +14,7 @@ from .training import start
 
 
 def main() -> None:
-    folder = start(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)).folder
+    folder = start(argparse.ArgumentParser(description=__doc__)).folder
     for train in (train_codec, train_vision, train_base):
         if not train(folder):
             return

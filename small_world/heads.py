@@ -1,7 +1,9 @@
-"""Heads of the class words, with hair or ears, face, glasses and hat. The head's centre is (0, 0), its height about 0.4."""
+"""Heads of the class words, with hair or ears, face, glasses and hat. The centre is (0, 0), the height about 0.4."""
+
+from collections.abc import Sequence
 
 from .looks import Colour, Look
-from .pen import Pen, brightness, shade
+from .pen import Pen, Point, brightness, shade
 
 INK: Colour = (40, 34, 42)
 WHITE: Colour = (255, 255, 255)
@@ -16,6 +18,11 @@ def draw_head(pen: Pen, look: Look) -> None:
     front(pen, look)
     draw_glasses(pen, look.glasses)
     draw_hat(pen, look)
+
+
+def on_side(side: int, points: Sequence[Point]) -> list[Point]:
+    """Points of the right side (1), or mirrored to the left (-1)."""
+    return [(side * x, y) for x, y in points]
 
 
 def eyes(pen: Pen, height: float = 0.0, apart: float = 0.085, size: float = 0.032) -> None:
@@ -49,7 +56,8 @@ def face(pen: Pen, look: Look) -> None:
     pen.pie((0, 0.0), (RX + 0.012, RY + 0.015), 195, 345, look.accent)
     if look.style in ("long", "bob"):
         for side in (-1, 1):
-            pen.polygon(((side * 0.21, 0.06), (side * 0.215, -0.10), (side * 0.16, -0.05), (side * 0.15, 0.05)), look.accent, outlined=False)
+            strand = (0.21, 0.06), (0.215, -0.10), (0.16, -0.05), (0.15, 0.05)
+            pen.polygon(on_side(side, strand), look.accent, outlined=False)
     for x in (-0.125, 0.125):
         pen.ellipse((x, -0.065), (0.032, 0.022), shade(look.skin, 0.86), outlined=False)
     eyes(pen, -0.005)
@@ -62,11 +70,11 @@ def face(pen: Pen, look: Look) -> None:
 def cat_ears(pen: Pen, look: Look) -> None:
     for side in (-1, 1):
         if look.style == "folded":
-            pen.polygon(((side * 0.19, 0.06), (side * 0.235, 0.16), (side * 0.12, 0.20), (side * 0.07, 0.14)), look.skin)
-            pen.polygon(((side * 0.21, 0.09), (side * 0.235, 0.16), (side * 0.13, 0.15)), look.accent)
+            pen.polygon(on_side(side, ((0.19, 0.06), (0.235, 0.16), (0.12, 0.20), (0.07, 0.14))), look.skin)
+            pen.polygon(on_side(side, ((0.21, 0.09), (0.235, 0.16), (0.13, 0.15))), look.accent)
         else:
-            pen.polygon(((side * 0.20, 0.03), (side * 0.20, 0.29), (side * 0.05, 0.15)), look.skin)
-            pen.polygon(((side * 0.175, 0.08), (side * 0.178, 0.235), (side * 0.085, 0.15)), look.accent, outlined=False)
+            pen.polygon(on_side(side, ((0.20, 0.03), (0.20, 0.29), (0.05, 0.15))), look.skin)
+            pen.polygon(on_side(side, ((0.175, 0.08), (0.178, 0.235), (0.085, 0.15))), look.accent, outlined=False)
 
 
 def cat_face(pen: Pen, look: Look) -> None:
@@ -87,7 +95,7 @@ def cat_face(pen: Pen, look: Look) -> None:
 def dog_ears(pen: Pen, look: Look) -> None:
     for side in (-1, 1):
         if look.style == "upright":
-            pen.polygon(((side * 0.205, 0.04), (side * 0.23, 0.25), (side * 0.14, 0.27), (side * 0.06, 0.14)), look.accent)
+            pen.polygon(on_side(side, ((0.205, 0.04), (0.23, 0.25), (0.14, 0.27), (0.06, 0.14))), look.accent)
 
 
 def dog_face(pen: Pen, look: Look) -> None:

@@ -16,12 +16,15 @@ def find_comfyui() -> Path:
     for place in places:
         if (place / "comfy" / "sd.py").is_file():
             return place
-    raise FileNotFoundError(f"no ComfyUI in {' or '.join(map(str, places))}: set COMFYUI_PATH, or run tools/setup_host.py")
+    tried = " or ".join(map(str, places))
+    raise FileNotFoundError(f"no ComfyUI in {tried}: set COMFYUI_PATH, or run tools/setup_host.py")
 
 
 def use_comfyui() -> None:
     """Makes `import comfy` work; on the CPU where there is no CUDA. Call it before importing anything of comfy."""
     sys.path.insert(0, str(find_comfyui()))
+    # threads that wait asleep: spinning ones cost eight times the work where others use the machine too
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from comfy.cli_args import args
 

@@ -1,13 +1,13 @@
 """Looks of characters: what a caption never says, so that it can only come from a reference picture.
 
-Evaluation never meets training: its combinations of style, hat, glasses and pattern are a part of their own, and its hues
-and skin tones come from bands that training leaves out.
+Evaluation never meets training: its combinations of style, hat, glasses and pattern are a part of their own, and its
+hues and skin tones come from bands that training leaves out.
 """
 
 import colorsys
 import zlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from random import Random
 
 Colour = tuple[int, int, int]
@@ -40,7 +40,7 @@ HAIR_TONES = ((250, 222, 130), (214, 130, 56), (128, 76, 44), (52, 40, 40), (206
 
 @dataclass(frozen=True)
 class Look:
-    """One character. Colours are RGB in 0..255; `skin` is skin, fur or metal; `accent` is hair, or inner ears and lamps."""
+    """One character, colours as RGB in 0..255. `skin` is skin, fur or metal; `accent` is hair, inner ears or lamps."""
 
     word: str
     style: str
@@ -63,15 +63,16 @@ def sample_look(random: Random, held_out: bool = False, word: str | None = None)
     """A random character, of evaluation if `held_out`, else of training; `word` fixes its class."""
     word = word or random.choice(WORDS)
     while True:
-        combination = (word, random.choice(STYLES[word]), _often_none(random, HATS), _often_none(random, GLASSES), random.choice(PATTERNS))
-        if is_held_out(combination) == held_out:
+        style, hat, glasses = random.choice(STYLES[word]), _often_none(random, HATS), _often_none(random, GLASSES)
+        pattern = random.choice(PATTERNS)
+        if is_held_out((word, style, hat, glasses, pattern)) == held_out:
             break
-    _, style, hat, glasses, pattern = combination
     kind = "human" if word in HUMANS else "robot" if word == "robot" else "animal"
     natural = word in HUMANS and random.random() < 0.6
-    accent = _gradient(HAIR_TONES, sample_outside(random, HELD_OUT_TONES, held_out)) if natural else sample_colour(random, held_out)
-    return Look(word, style, _gradient(TONES[kind], sample_outside(random, HELD_OUT_TONES, held_out)), accent, hat,
-                sample_colour(random, held_out), glasses, pattern, sample_colour(random, held_out), sample_colour(random, held_out))
+    accent = _tone(random, HAIR_TONES, held_out) if natural else sample_colour(random, held_out)
+    skin = _tone(random, TONES[kind], held_out)
+    hat_colour, top, bottom = (sample_colour(random, held_out) for _ in range(3))
+    return Look(word, style, skin, accent, hat, hat_colour, glasses, pattern, top, bottom)
 
 
 def is_held_out(combination: Sequence[str]) -> bool:
@@ -98,23 +99,12 @@ def sample_outside(random: Random, bands: Sequence[tuple[float, float]], inside:
             return value
 
 
-def colours(look: Look) -> dict[str, Colour]:
-    """The colours that can be seen: a hat's only where there is one."""
-    seen = {"skin": look.skin, "accent": look.accent, "top": look.top, "bottom": look.bottom}
-    return seen | ({"hat_colour": look.hat_colour} if look.hat != "none" else {})
-
-
-def key(look: Look) -> str:
-    """A short text that is the same for equal looks, to seed what is drawn of them."""
-    return f"{zlib.crc32(repr(astuple(look)).encode()):08x}"
-
-
 def _often_none(random: Random, options: Sequence[str]) -> str:
     return options[0] if random.random() < 0.5 else random.choice(options[1:])
 
 
-def _gradient(stops: Sequence[Colour], position: float) -> Colour:
-    place = position * (len(stops) - 1)
+def _tone(random: Random, stops: Sequence[Colour], held_out: bool) -> Colour:
+    place = sample_outside(random, HELD_OUT_TONES, held_out) * (len(stops) - 1)
     first = min(int(place), len(stops) - 2)
     part = place - first
     return tuple(round(a + (b - a) * part) for a, b in zip(stops[first], stops[first + 1], strict=True))

@@ -1,6 +1,6 @@
 """The shrunken SDXL family: the sizes, the modules to train, and MODEL, CLIP, VAE and CLIP_VISION from trained weights.
 
-Every module is ComfyUI's own class. Weights are kept in four .safetensors files, the token embeddings as compact tables.
+Every module is ComfyUI's own class. Weights are four .safetensors files, with the token embeddings as compact tables.
 """
 
 from pathlib import Path
@@ -17,32 +17,77 @@ import comfy.supported_models
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from .vocabulary import END, expand, known_tokens
 
 CODEC, VISION_ENCODER, TEXT_ENCODERS, UNET_MODEL = "codec", "vision", "text", "unet"
-FILES = (CODEC, VISION_ENCODER, TEXT_ENCODERS, UNET_MODEL)
+TABLE = "text_model.embeddings.token_embedding.weight"
 
 TEXT = {
-    "clip_l": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2, "hidden_act": "quick_gelu"},
-    "clip_g": {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 3, "hidden_act": "gelu"},
+    "clip_l": {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "hidden_act": "quick_gelu",
+    },
+    "clip_g": {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "hidden_act": "gelu",
+    },
 }
 CONTEXT = sum(config["hidden_size"] for config in TEXT.values())
 TIME_EMBEDDING = 16  # of each of the six sizes that SDXL is told
 UNET = {
-    "image_size": 16, "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
-    "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": -2, "num_head_channels": 32,
-    "context_dim": CONTEXT, "adm_in_channels": TEXT["clip_g"]["hidden_size"] + 6 * TIME_EMBEDDING, "num_classes": "sequential", "legacy": False,
-    "use_linear_in_transformer": True, "use_spatial_transformer": True, "dtype": torch.float32,
+    "image_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": -2,  # no middle block
+    "num_head_channels": 32,
+    "context_dim": CONTEXT,
+    "adm_in_channels": TEXT["clip_g"]["hidden_size"] + 6 * TIME_EMBEDDING,
+    "num_classes": "sequential",
+    "legacy": False,
+    "use_linear_in_transformer": True,
+    "use_spatial_transformer": True,
+    "dtype": torch.float32,
 }
 VISION = {
-    "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 96, "patch_size": 12,
-    "projection_dim": 96, "hidden_act": "quick_gelu", "num_channels": 3, "model_type": "clip_vision_model",
+    "hidden_size": 96,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 96,
+    "patch_size": 12,
+    "projection_dim": 96,
+    "hidden_act": "quick_gelu",
+    "num_channels": 3,
+    "model_type": "clip_vision_model",
 }
-_CODER = {"double_z": True, "z_channels": 4, "resolution": 128, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 2, 2],
-          "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
-VAE = {"embed_dim": 4, "ddconfig": _CODER, "decoder_ddconfig": {**_CODER, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 0}}
+_CODER = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 128,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 1, 2, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+VAE = {"embed_dim": 4, "ddconfig": _CODER, "decoder_ddconfig": {**_CODER, "num_res_blocks": 0}}
+
+operations = comfy.ops.disable_weight_init
 
 
 class TextTarget:
@@ -60,15 +105,15 @@ def build_codec() -> AutoencoderKL:
 
 def build_vision() -> comfy.clip_model.CLIPVisionModelProjection:
     """The vision encoder's module, in float32."""
-    return initialised(comfy.clip_model.CLIPVisionModelProjection(VISION, torch.float32, "cpu", comfy.ops.disable_weight_init))
+    return initialised(comfy.clip_model.CLIPVisionModelProjection(VISION, torch.float32, "cpu", operations))
 
 
 def build_text() -> nn.ModuleDict:
     """Both text encoders with compact token tables, under "clip_l" and "clip_g"."""
     encoders = nn.ModuleDict()
     for key, config in TEXT.items():
-        encoder = comfy.clip_model.CLIPTextModel(text_config(config), torch.float32, "cpu", comfy.ops.disable_weight_init)
-        encoder.set_input_embeddings(comfy.ops.disable_weight_init.Embedding(1 + len(known_tokens()), config["hidden_size"]))
+        encoder = comfy.clip_model.CLIPTextModel(text_config(config), torch.float32, "cpu", operations)
+        encoder.set_input_embeddings(operations.Embedding(1 + len(known_tokens()), config["hidden_size"]))
         encoders[key] = initialised(encoder)
     return encoders
 
@@ -127,7 +172,8 @@ def load_model(weights: Path) -> comfy.model_patcher.ModelPatcher:
     """MODEL from a folder of trained weights."""
     model = build_base()
     model.diffusion_model.load_state_dict(load_file(weights / f"{UNET_MODEL}.safetensors"))
-    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(model, device, offload)
 
 
 def load_vision(weights: Path) -> comfy.clip_vision.ClipVisionModel:
@@ -140,16 +186,3 @@ def load_vision(weights: Path) -> comfy.clip_vision.ClipVisionModel:
 def load_vae(weights: Path) -> comfy.sd.VAE:
     """VAE from a folder of trained weights."""
     return comfy.sd.VAE(sd=load_file(weights / f"{CODEC}.safetensors"), config={"params": VAE})
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-TABLE = "text_model.embeddings.token_embedding.weight"
-HALF = torch.float16
-
-
-def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state as it is bundled: contiguous, in half precision."""
-    return {key: tensor.detach().to("cpu", HALF).contiguous() for key, tensor in state.items()}

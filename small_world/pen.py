@@ -25,7 +25,7 @@ def brightness(colour: Colour) -> float:
 
 
 class Pen:
-    """Draws on `image` (pixels times SUPERSAMPLING): x to the right of `origin`, y up from it, both in `unit` pixels."""
+    """Draws on `image`, SUPERSAMPLING times too large: x right and y up from `origin`, both in `unit` pixels."""
 
     def __init__(self, image: Image.Image, origin: Point, unit: float, outline: float = 0.012):
         self.draw = ImageDraw.Draw(image)
@@ -34,7 +34,8 @@ class Pen:
         self.outline = max(1, round(outline * self.unit))
 
     def at(self, point: Point) -> Point:
-        return self.origin[0] * SUPERSAMPLING + point[0] * self.unit, self.origin[1] * SUPERSAMPLING - point[1] * self.unit
+        x, y = (SUPERSAMPLING * place for place in self.origin)
+        return x + point[0] * self.unit, y - point[1] * self.unit
 
     def ellipse(self, centre: Point, radii: Point, fill: Colour, outlined: bool = True) -> None:
         (x, y), (a, b) = self.at(centre), (radii[0] * self.unit, radii[1] * self.unit)
@@ -54,10 +55,11 @@ class Pen:
     def limb(self, points: Sequence[Point], width: float, fill: Colour) -> None:
         """A thick line with round ends and joints, in its outline."""
         places = [self.at(point) for point in points]
-        for colour, thickness in ((shade(fill, OUTLINE_SHADE), width * self.unit), (fill, width * self.unit - 2 * self.outline)):
-            self.draw.line(places, fill=colour, width=round(thickness), joint="curve")
+        outer = width * self.unit
+        for colour, thick in ((shade(fill, OUTLINE_SHADE), outer), (fill, outer - 2 * self.outline)):
+            self.draw.line(places, fill=colour, width=round(thick), joint="curve")
             for x, y in (places[0], places[-1]):
-                self.draw.ellipse((x - thickness / 2, y - thickness / 2, x + thickness / 2, y + thickness / 2), fill=colour)
+                self.draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=colour)
 
     def arc(self, centre: Point, radii: Point, start: float, end: float, fill: Colour, width: float) -> None:
         """Angles in degrees, clockwise from three o'clock."""
@@ -66,4 +68,5 @@ class Pen:
 
     def pie(self, centre: Point, radii: Point, start: float, end: float, fill: Colour) -> None:
         (x, y), (a, b) = self.at(centre), (radii[0] * self.unit, radii[1] * self.unit)
-        self.draw.pieslice((x - a, y - b, x + a, y + b), start, end, fill=fill, outline=shade(fill, OUTLINE_SHADE), width=self.outline)
+        edge = {"outline": shade(fill, OUTLINE_SHADE), "width": self.outline}
+        self.draw.pieslice((x - a, y - b, x + a, y + b), start, end, fill=fill, **edge)

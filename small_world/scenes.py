@@ -9,12 +9,12 @@ from .backgrounds import PLACES, draw_background
 from .captions import write_caption
 from .drawing import SIZE, draw_character, reference
 from .looks import Look, sample_look
-from .poses import ACTIONS, sample_pose
+from .poses import ACTIONS, REFERENCE_ACTIONS, sample_pose
 
 
 @dataclass(frozen=True)
 class Scene:
-    """`picture` (128, 128, 3) uint8, `masks` (characters, 128, 128) in 0..255, `spans` of the class words in `caption`."""
+    """`picture` (128, 128, 3) and `masks` (characters, 128, 128) in 0..255; `spans` of the class words in `caption`."""
 
     looks: tuple[Look, ...]
     actions: tuple[str, ...]
@@ -49,10 +49,12 @@ def sample_looks(random: Random, characters: int, held_out: bool) -> tuple[Look,
     return tuple(looks)
 
 
-def draw_scene(random: Random, looks: tuple[Look, ...], actions: tuple[str, ...], place: str, night: bool) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(
+    random: Random, looks: tuple[Look, ...], actions: tuple[str, ...], place: str, night: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Picture (128, 128, 3) uint8 and masks (characters, 128, 128); two characters stand in either order."""
     picture = draw_background(place, night, random, SIZE).convert("RGBA")
-    centres = [64 + random.uniform(-14, 14)] if len(looks) == 1 else [35 + random.uniform(-3, 3), 93 + random.uniform(-3, 3)]
+    centres = [64 + random.uniform(-14, 14)] if len(looks) == 1 else [x + random.uniform(-3, 3) for x in (35, 93)]
     random.shuffle(centres)
     masks = []
     for look, action, centre in zip(looks, actions, centres, strict=True):
@@ -69,5 +71,6 @@ def references(scene: Scene, seed: int, size: int = 96) -> np.ndarray:
     pictures = []
     for number, (look, action) in enumerate(zip(scene.looks, scene.actions, strict=True)):
         random = Random(f"reference {seed} {number} {scene.caption}")
-        pictures.append(reference(look, random, random.choice([other for other in ACTIONS if other != action]), size))
+        other = random.choice([other for other in REFERENCE_ACTIONS if other != action])
+        pictures.append(reference(look, random, other, size))
     return np.stack(pictures)

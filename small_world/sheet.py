@@ -1,6 +1,6 @@
 """Contact sheets: pictures side by side in one file.
 
-    python -m small_world.sheet FILE.png [--seed 0] [--count 48] [--held-out] [--references]
+python -m small_world.sheet FILE.png [--seed 0] [--count 48] [--held-out] [--references]
 """
 
 import argparse
@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--references", action="store_true", help="each character alone, as the vision encoder sees it")
     options = parser.parse_args()
     scenes = [make_scene(options.seed, index, options.held_out) for index in range(options.count)]
-    pictures = [picture for scene in scenes for picture in (references(scene, options.seed) if options.references else [scene.picture])]
+    pictures = [scene.picture for scene in scenes]
+    if options.references:
+        pictures = [picture for scene in scenes for picture in references(scene, options.seed)]
     contact_sheet(pictures).save(options.file)
 
 

@@ -2,8 +2,8 @@
 
     python -m small_world.train_base --folder FOLDER
 
-The captions say nothing of looks, so the base draws characters of any looks; the adapter is to decide them. One caption in
-ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER.
+The captions say nothing of looks, so the base draws characters of any looks; the adapter is to decide them. One caption
+in ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from .scenes import make_scene  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .train_codec import to_pixels  # noqa: E402
 from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
-from .transformers import encode_tokens  # noqa: E402
+from .transformers import attend_in_float32, encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
 
 BASE = "base"
-PLAN = Plan(BASE, steps=20000, rate=1e-3, warmup=500, ema_steps=1000)
+PLAN = Plan(BASE, steps=16000, rate=1e-3, warmup=500, ema_steps=1000)
 BATCH = 32
 SEED = 3
 SHARD, SHARDS = 500, 80
@@ -40,28 +40,37 @@ LATENT_SCALE = SDXLLatents().scale_factor
 
 
 def train_base(folder: Path) -> bool:
-    """Trains up to the plan's end and writes text.safetensors and unet.safetensors; False if it was told to stop."""
+    """Trains up to the plan's end and writes text.safetensors and unet.safetensors, also if told to stop (False)."""
     torch.manual_seed(SEED)
     device = training_device()
-    data = load_shards(folder / "latents", SHARDS, lambda shard: encode_scenes(load_codec(folder, device), shard, device))
+    codec = load_codec(folder, device)
+    data = load_shards(folder / "latents", SHARDS, lambda shard: encode_scenes(codec, shard, device))
     base = build_base(device)
     modules = nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device)
     trainer = Trainer(PLAN, folder, modules)
     finished = trainer.run(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
-    modules.load_state_dict(trainer.averaged())
-    for name, module in modules.items():
-        write_weights(folder, name, module.state_dict())
+    export_base(folder, trainer.averaged())
     return finished
 
 
-def base_loss(base: SDXL, text: nn.ModuleDict, data: Arrays, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+def export_base(folder: Path, state: dict[str, Tensor]) -> None:
+    """Writes text.safetensors and unet.safetensors from the state of both."""
+    for name in (TEXT_ENCODERS, UNET_MODEL):
+        tensors = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+        write_weights(folder, name, tensors)
+
+
+def base_loss(
+    base: SDXL, text: nn.ModuleDict, data: Arrays, step: int, device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of the predicted noise on a batch of latents, weighted by min-SNR."""
     random = generator(BASE, step)
     chosen = torch.randint(len(data["latents"]), (BATCH,), generator=random).numpy()
     latents = torch.from_numpy(data["latents"][chosen]).float().to(device)
     empty = tokenize([""])
     dropped = (torch.rand(BATCH, generator=random) < EMPTY)[:, None]
-    tokens = {key: torch.where(dropped, empty[key], torch.from_numpy(data[key][chosen]).long()).to(device) for key in empty}
+    written = {key: torch.from_numpy(data[key][chosen]).long() for key in empty}
+    tokens = {key: torch.where(dropped, empty[key], written[key]).to(device) for key in empty}
     steps = torch.randint(1000, (BATCH,), generator=random).to(device)
     noise = torch.randn(latents.shape, generator=random).to(device)
     with torch.autocast(device.type, torch.bfloat16):
@@ -73,17 +82,18 @@ def base_loss(base: SDXL, text: nn.ModuleDict, data: Arrays, step: int, device: 
 
 
 def encode_text(text: nn.ModuleDict, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Token ids (b, 77) of both encoders -> context (b, 77, 160) and pooled (b, 96), as ComfyUI's SDXLClipModel gives them."""
+    """Token ids (b, 77) of both encoders -> context (b, 77, 160) and pooled (b, 96), as SDXLClipModel gives them."""
     hidden, pooled = zip(*(encode_tokens(text[key], tokens[key.removeprefix("clip_")]) for key in TEXT), strict=True)
     return torch.cat(hidden, dim=2), pooled[1]
 
 
 def predict_noise(base: SDXL, latents: Tensor, noise: Tensor, steps: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
-    """The UNet's noise prediction for latents of unit deviation with noise of the given training steps (b,) mixed in."""
+    """The UNet's prediction for latents of unit deviation, with noise of the training steps (b,) mixed in."""
     sigma = base.model_sampling.sigmas.to(latents)[steps].view(-1, 1, 1, 1)
     noisy = base.model_sampling.calculate_input(sigma, latents + sigma * noise)
     sizes = base.encode_adm(pooled_output=pooled, device=latents.device)
-    return base.diffusion_model(noisy, steps, context=context, y=sizes)
+    options = {"optimized_attention_override": attend_in_float32}
+    return base.diffusion_model(noisy, steps, context=context, y=sizes, transformer_options=options)
 
 
 @torch.no_grad()
@@ -92,11 +102,14 @@ def encode_scenes(codec: nn.Module, shard: int, device: torch.device) -> Arrays:
     scenes = [make_scene(SEED, shard * SHARD + number) for number in range(SHARD)]
     latents = []
     for start_of_batch in range(0, SHARD, 20):
-        pixels = to_pixels(np.stack([scene.picture for scene in scenes[start_of_batch:start_of_batch + 20]])).to(device)
+        pixels = to_pixels(np.stack([scene.picture for scene in scenes[start_of_batch : start_of_batch + 20]])).to(
+            device
+        )
         with torch.autocast(device.type, torch.bfloat16):
             latents.append(codec.encode(pixels).float().cpu() * LATENT_SCALE)
     tokens = tokenize([scene.caption for scene in scenes])
-    return {"latents": torch.cat(latents).half().numpy(), **{key: ids.to(torch.int32).numpy() for key, ids in tokens.items()}}
+    arrays = {key: ids.to(torch.int32).numpy() for key, ids in tokens.items()}
+    return {"latents": torch.cat(latents).half().numpy(), **arrays}
 
 
 def load_codec(folder: Path, device: torch.device) -> nn.Module:

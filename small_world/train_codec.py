@@ -24,7 +24,7 @@ from .models import CODEC, build_codec  # noqa: E402
 from .scenes import make_scene  # noqa: E402
 from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
 
-PLAN = Plan(CODEC, steps=6000, rate=1.5e-3, ema_steps=250)
+PLAN = Plan(CODEC, steps=3500, rate=2e-3, ema_steps=250)
 BATCH = 8
 SEED = 1
 KL_WEIGHT = 1e-4
@@ -38,13 +38,14 @@ def train_codec(folder: Path) -> bool:
     device = training_device()
     codec = build_codec().to(device)
     trainer = Trainer(PLAN, folder, codec)
-    finished = trainer.run(lambda step: codec_loss(codec, step, device))
+    if not trainer.run(lambda step: codec_loss(codec, step, device)):
+        return False
     codec.load_state_dict(trainer.averaged())
     codec.eval()
     scale_latents(codec, test_pictures(device, held_out=False))
     write_weights(folder, CODEC, codec.state_dict())
-    logging.info("codec: %s dB on unseen scenes", psnr(codec, test_pictures(device, held_out=True)))
-    return finished
+    logging.info("codec: %.2f dB on unseen scenes", psnr(codec, test_pictures(device, held_out=True)))
+    return True
 
 
 def codec_loss(codec: AutoencoderKL, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,7 +68,7 @@ def codec_loss(codec: AutoencoderKL, step: int, device: torch.device) -> tuple[T
 
 @torch.no_grad()
 def scale_latents(codec: AutoencoderKL, pixels: Tensor) -> None:
-    """Scales and shifts the latents into SDXL's format: zero mean and unit deviation times its scale factor, each channel.
+    """Scales and shifts the latents into SDXL's format: each channel of zero mean and unit deviation once scaled.
 
     The decoder's first layer undoes it, so that pictures stay as they were.
     """
@@ -87,16 +88,18 @@ def scale_latents(codec: AutoencoderKL, pixels: Tensor) -> None:
 def psnr(codec: AutoencoderKL, pixels: Tensor) -> float:
     """Peak signal to noise ratio in dB of pixels (b, 3, h, w) in -1..1 through encoder and decoder."""
     error = codec.decode(codec.encode(pixels)).clamp(-1, 1) - pixels
-    return round(-10 * (error.square().mean() / 4).log10().item(), 2)
+    return -10 * (error.square().mean() / 4).log10().item()
 
 
 def test_pictures(device: torch.device, held_out: bool) -> Tensor:
-    return to_pixels(np.stack([make_scene(SEED + 1, number, held_out).picture for number in range(TEST_PICTURES)])).to(device)
+    scenes = [make_scene(SEED + 1, number, held_out) for number in range(TEST_PICTURES)]
+    return to_pixels(np.stack([scene.picture for scene in scenes])).to(device)
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
     """(b, h, w, 3) uint8 -> (b, 3, h, w) in -1..1, as ComfyUI's VAE gives them to its module."""
-    return torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
+    # channels first in memory too: on a CPU GroupNorm's gradient is 80 times faster so
+    return torch.from_numpy(pictures).movedim(-1, 1).contiguous().float() / 127.5 - 1
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m small_world.train_vision --folder FOLDER
 
-Two poses of a character attract each other (contrastive, as CLIP's), and heads that are thrown away afterwards read every
-attribute from CLS and from the mean of the patches, so that both carry the looks.
+Two poses of a character attract each other (contrastive, as CLIP's), and heads that are thrown away afterwards read
+every attribute from CLS and from the mean of the patches, so that both carry the looks.
 """
 
 import argparse
@@ -18,22 +18,22 @@ from .host import use_comfyui
 use_comfyui()
 
 import torch  # noqa: E402
-from comfy.clip_vision import ClipVisionModel  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from .drawing import reference  # noqa: E402
 from .looks import GLASSES, HATS, PATTERNS, STYLES, WORDS, Look, sample_look  # noqa: E402
 from .models import VISION, VISION_ENCODER, build_vision  # noqa: E402
-from .poses import ACTIONS  # noqa: E402
+from .poses import REFERENCE_ACTIONS  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
 from .transformers import encode_pixels  # noqa: E402
 
-PLAN = Plan(VISION_ENCODER, steps=6000, rate=1.5e-3, ema_steps=250)
+PLAN = Plan(VISION_ENCODER, steps=5000, rate=1.5e-3, ema_steps=250)
 BATCH = 64
 SEED = 2
 SHARD, SHARDS, VIEWS = 250, 32, 3
 TEMPERATURE = 0.1
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 STYLED = tuple((word, style) for word in WORDS for style in STYLES[word])
 CHOICES = {"word": WORDS, "style": STYLED, "hat": HATS, "glasses": GLASSES, "pattern": PATTERNS}
 COLOURS = ("skin", "accent", "top", "bottom", "hat_colour")
@@ -49,9 +49,10 @@ class AttributeHeads(nn.Module):
         self.colours = nn.Linear(dim, 3 * len(COLOURS))
 
     def loss(self, features: Tensor, labels: Tensor, colours: Tensor, hats: Tensor) -> Tensor:
-        """features (b, dim), labels (b, choices), colours (b, colours, 3) in 0..1, hats (b,): whether a hat's colour is seen."""
+        """features (b, dim), labels (b, choices), colours (b, colours, 3) in 0..1, hats (b,): is there a hat to see?"""
         features = self.norm(features)
-        total = sum(nn.functional.cross_entropy(head(features), labels[:, number]) for number, head in enumerate(self.choices.values()))
+        heads = zip(self.choices.values(), labels.unbind(1), strict=True)
+        total = sum(nn.functional.cross_entropy(head(features), label) for head, label in heads)
         error = (self.colours(features).view_as(colours) - colours).square().mean(dim=2)
         seen = torch.ones_like(error)
         seen[:, COLOURS.index("hat_colour")] = hats
@@ -60,8 +61,10 @@ class AttributeHeads(nn.Module):
     def accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
         """Share of right answers for each choice."""
         features = self.norm(features)
-        return {name: (head(features).argmax(dim=1) == labels[:, number]).float().mean().item()
-                for number, (name, head) in enumerate(self.choices.items())}
+        return {
+            name: (self.choices[name](features).argmax(dim=1) == label).float().mean().item()
+            for name, label in zip(CHOICES, labels.unbind(1), strict=True)
+        }
 
 
 class VisionTraining(nn.Module):
@@ -82,9 +85,9 @@ class VisionTraining(nn.Module):
         contrast = (nn.functional.cross_entropy(likeness, same) + nn.functional.cross_entropy(likeness.T, same)) / 2
         labels, colours, hats = (values.repeat_interleave(2, dim=0) for values in (labels, colours, hats))
         attributes = self.from_cls.loss(cls.float(), labels, colours, hats)
-        attributes_of_patches = self.from_patches.loss(patches[:, 1:].float().mean(dim=1), labels, colours, hats)
-        return contrast + attributes + attributes_of_patches, {"contrast": contrast.detach(), "cls": attributes.detach(),
-                                                               "patches": attributes_of_patches.detach()}
+        of_patches = self.from_patches.loss(patches[:, 1:].float().mean(dim=1), labels, colours, hats)
+        figures = {"contrast": contrast.detach(), "cls": attributes.detach(), "patches": of_patches.detach()}
+        return contrast + attributes + of_patches, figures
 
 
 def train_vision(folder: Path) -> bool:
@@ -94,21 +97,25 @@ def train_vision(folder: Path) -> bool:
     data = load_shards(folder / "views", SHARDS, lambda shard: draw_views(SEED, shard, held_out=False))
     training = VisionTraining().to(device)
     trainer = Trainer(PLAN, folder, training)
-    finished = trainer.run(lambda step: vision_loss(training, data, step, device))
+    if not trainer.run(lambda step: vision_loss(training, data, step, device)):
+        return False
     training.load_state_dict(trainer.averaged())
     write_weights(folder, VISION_ENCODER, training.encoder.state_dict())
     logging.info("vision: accuracy on unseen characters %s", test_accuracy(training.eval(), device))
-    return finished
+    return True
 
 
-def vision_loss(training: VisionTraining, data: Arrays, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+def vision_loss(
+    training: VisionTraining, data: Arrays, step: int, device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of characters, each in two of its views."""
     random = generator(VISION_ENCODER, step)
     chosen = torch.randperm(len(data["views"]), generator=random)[:BATCH].numpy()
     views = torch.rand(BATCH, VIEWS, generator=random).argsort(dim=1)[:, :2].numpy()
     pixels = normalise(data["views"][chosen[:, None], views]).to(device)
+    known = (torch.from_numpy(data[key][chosen]).to(device) for key in ("labels", "colours", "hats"))
     with torch.autocast(device.type, torch.bfloat16):
-        return training.loss(pixels, *(torch.from_numpy(data[key][chosen]).to(device) for key in ("labels", "colours", "hats")))
+        return training.loss(pixels, *known)
 
 
 def draw_views(seed: int, shard: int, held_out: bool) -> Arrays:
@@ -117,23 +124,24 @@ def draw_views(seed: int, shard: int, held_out: bool) -> Arrays:
     views = []
     for number, look in enumerate(looks):
         random = Random(f"views {seed} {shard} {number} {held_out}")
-        views.append([reference(look, random, action, VISION["image_size"]) for action in random.sample(ACTIONS, VIEWS)])
+        actions = random.sample(REFERENCE_ACTIONS, VIEWS)
+        views.append([reference(look, random, action, VISION["image_size"]) for action in actions])
     colours = np.array([[getattr(look, name) for name in COLOURS] for look in looks], dtype=np.float32) / 255
     hats = np.array([look.hat != "none" for look in looks], dtype=np.float32)
-    return {"views": np.array(views), "labels": np.array([labels_of(look) for look in looks]), "colours": colours, "hats": hats}
+    labels = np.array([labels_of(look) for look in looks])
+    return {"views": np.array(views), "labels": labels, "colours": colours, "hats": hats}
 
 
 def labels_of(look: Look) -> list[int]:
     """The number of each choice, in CHOICES' order."""
-    values = {"word": look.word, "style": (look.word, look.style), "hat": look.hat, "glasses": look.glasses, "pattern": look.pattern}
-    return [options.index(values[name]) for name, options in CHOICES.items()]
+    values = look.word, (look.word, look.style), look.hat, look.glasses, look.pattern
+    return [options.index(value) for options, value in zip(CHOICES.values(), values, strict=True)]
 
 
 def normalise(pictures: np.ndarray) -> Tensor:
     """(..., s, s, 3) uint8 -> (..., 3, s, s) as ComfyUI's CLIP vision preprocesses."""
-    model = ClipVisionModel.__init__.__globals__["clip_preprocess"].__defaults__
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in model[1:3])
-    return (torch.from_numpy(pictures).movedim(-1, -3).float() / 255 - mean) / std
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (torch.from_numpy(pictures).movedim(-1, -3).contiguous().float() / 255 - mean) / std
 
 
 @torch.no_grad()
@@ -142,7 +150,8 @@ def test_accuracy(training: VisionTraining, device: torch.device) -> dict[str, d
     data = draw_views(SEED + 1, 0, held_out=True)
     patches, cls = encode_pixels(training.encoder, normalise(data["views"][:, 0]).to(device))
     labels = torch.from_numpy(data["labels"]).to(device)
-    return {"cls": training.from_cls.accuracy(cls, labels), "patches": training.from_patches.accuracy(patches[:, 1:].mean(dim=1), labels)}
+    from_patches = training.from_patches.accuracy(patches[:, 1:].mean(dim=1), labels)
+    return {"cls": training.from_cls.accuracy(cls, labels), "patches": from_patches}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 CHECKPOINT_SECONDS = 120
 LOG_SECONDS = 20
-THREADS = 2
 
 logger = logging.getLogger(__name__)
 Loss = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
@@ -53,7 +52,7 @@ class Trainer:
         self.path = folder / f"{plan.name}.checkpoint"
         self.module = module.requires_grad_(True).train()
         self.weights = dict(module.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.decay)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), betas=(0.9, 0.99), weight_decay=plan.decay)
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.step = 0
         self.stopped = False
@@ -66,11 +65,15 @@ class Trainer:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
-        logger.info("%s continues at step %d of %d", self.plan.name, self.step, self.plan.steps)
 
     def save(self) -> None:
         """Replaces the checkpoint as a whole, so that a kill leaves the old one or the new one. Raises OSError."""
-        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average, "step": self.step}
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
@@ -81,11 +84,12 @@ class Trainer:
         return {**self.module.state_dict(), **self.average}
 
     def run(self, loss_of: Loss) -> bool:
-        """Trains up to the plan's steps; False where SIGTERM or SIGINT ended it early. Raises FloatingPointError on a NaN.
+        """Trains up to the plan's steps; False where SIGTERM or SIGINT ended it early.
 
-        loss_of(step) -> the loss, and figures for the log.
+        loss_of(step) -> the loss, and figures for the log. Raises FloatingPointError on a NaN.
         """
         previous = [signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)]
+        logger.info("%s: from step %d to %d", self.plan.name, self.step, self.plan.steps)
         saved = logged = time.monotonic()
         seen = self.step
         while self.step < self.plan.steps and not self.stopped:
@@ -106,7 +110,10 @@ class Trainer:
         """One step -> its figures."""
         loss, figures = loss_of(self.step)
         if not loss.isfinite():
-            raise FloatingPointError(f"{self.plan.name}: the loss of step {self.step} is {loss.item()}; {self.path} holds the last good state")
+            raise FloatingPointError(
+                f"{self.plan.name}: the loss of step {self.step} is {loss.item()}; "
+                f"{self.path} holds the last good state"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate_at(self.step)
         self.optimizer.zero_grad()
@@ -125,7 +132,8 @@ class Trainer:
     def _log(self, figures: dict[str, Tensor], seconds: float) -> None:
         left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.plan.steps - self.step)))
         values = ", ".join(f"{name} {float(value):.4f}" for name, value in figures.items())
-        logger.info("%s %d/%d, %s, %.2f s a step, %s left", self.plan.name, self.step, self.plan.steps, values, seconds, left)
+        progress = f"{self.plan.name} {self.step}/{self.plan.steps}"
+        logger.info("%s, %s, %.2f s a step, %s left", progress, values, seconds, left)
 
 
 def generator(name: str, step: int) -> torch.Generator:
@@ -148,8 +156,9 @@ def write_weights(folder: Path, name: str, state: dict[str, Tensor]) -> None:
 def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:
     """Parses the command line with --folder added, and sets up logging and threads."""
     arguments.add_argument("--folder", type=Path, required=True, help="weights, checkpoints and caches")
+    arguments.add_argument("--threads", type=int, default=2, help="of the CPU; another number rounds differently")
     options = arguments.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(THREADS)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
     return options
