@@ -6,6 +6,7 @@ subject tokens, and the attention patches that use them, belong to the run: clon
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import uuid4
 
 import comfy.patcher_extension
@@ -163,7 +164,9 @@ class Run:
             device = next(iter(self.projected.values()))[0].device
             kept = torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)])
             keys = kept.nonzero()[:, 0].to(device)
-        by_index = dict(zip(transformer_options["cond_or_uncond"], chunks, strict=True))
+        # an attention couple runs prompts of its own in these rows, so the class words' positions do not hold there
+        coupled = [chunk and replace(chunk, words=()) for chunk in chunks]
+        by_index = dict(zip(transformer_options["cond_or_uncond"], coupled, strict=True))
         lengths = tuple(self.lengths[i] for i in acting)
         return Step(chunks, by_index, acting, lengths, keys, self.latent, self.masks, self.maps)
 

@@ -13,10 +13,11 @@ from .routing import Chunk, MaskRouting, Routed, route
 
 @dataclass(frozen=True)
 class Step:
-    """chunks: the parts of the batch in order, None where unconditional. by_index: the same by cond index.
+    """What the cross-attentions of one model call do with each part of the batch.
 
-    subjects: those that act, with `lengths` tokens each; keys: their tokens (None: all there are). latent: (H, W) of
-    the whole picture. masks or maps route, where there is routing; `routed` keeps what they gave for one resolution.
+    chunks: the parts in order, None where unconditional; by_index: those of coupled rows, by cond index.
+    subjects: those that act, with `lengths` tokens each; keys: their tokens (None: all there are).
+    latent: (H, W) of the whole picture. masks or maps route, where there is routing; `routed` keeps what they gave.
     """
 
     chunks: list[Chunk | None]
