@@ -199,14 +199,22 @@ def make_settings(base) -> list[Setting]:
         return with_subjects([subject(4)])(executor, guider, sigmas, extra_args, *call, **options)
 
     settings = [setting("plain", lambda executor, *call, **options: executor(*call, **options), 0)]
-    settings += [setting(f"1 subject, {photos} photos", with_subjects([subject(photos)]), 1) for photos in (1, 4, 12)]
-    settings.append(setting("1 subject, 4 photos, K and V in each step", anew, 1))
+    settings += [
+        setting(f"1 subject of {plural(photos, 'photo')}", with_subjects([subject(photos)]), 1) for photos in (1, 4, 12)
+    ]
+    settings.append(setting("1 subject of 4 photos, K and V in each step", anew, 1))
     for routing in (OFF, MASKS, AUTO):
         for count in (1, 2, 4):
             columns = torch.arange(64) * count // 64
             subjects = [subject(1, (columns == i).float().expand(64, 64)) for i in range(count)]
-            settings.append(setting(f"{count} subjects, {routing}", with_subjects(subjects, routing), count))
+            settings.append(
+                setting(f"{plural(count, 'subject')}, routing {routing}", with_subjects(subjects, routing), count)
+            )
     return settings
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
 def run(setting: Setting, size: int, steps: int) -> tuple[float, float]:
