@@ -62,11 +62,11 @@ def draw_torso(pen: Pen, look: Look) -> None:
     second = contrast(look.top)
     inside = 0.108
     if look.pattern == "stripes":
-        for y in (0.27, 0.36, 0.45):
-            pen.box((-inside, y - 0.022), (inside, y + 0.022), 0, second, outlined=False)
+        for y in (0.30, 0.415):
+            pen.box((-inside, y - 0.028), (inside, y + 0.028), 0, second, outlined=False)
     elif look.pattern == "dots":
-        for x, y in ((-0.065, 0.29), (0.065, 0.29), (0.0, 0.355), (-0.065, 0.42), (0.065, 0.42)):
-            pen.ellipse((x, y), (0.029, 0.029), second, outlined=False)
+        for x, y in ((-0.055, 0.305), (0.055, 0.305), (-0.055, 0.415), (0.055, 0.415)):
+            pen.ellipse((x, y), (0.036, 0.036), second, outlined=False)
     elif look.pattern == "half":
         pen.box((0, HIP + 0.045), (inside, NECK), 0, second, outlined=False)
 

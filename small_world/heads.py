@@ -171,13 +171,14 @@ HEADS = {
 def draw_glasses(pen: Pen, kind: str) -> None:
     if kind == "none":
         return
-    pen.draw.line([pen.at((-0.19, 0.02)), pen.at((0.19, 0.02))], fill=INK, width=round(0.022 * pen.unit))
-    for x in (-0.088, 0.088):
+    pen.draw.line([pen.at((-0.20, 0.02)), pen.at((0.20, 0.02))], fill=INK, width=round(0.03 * pen.unit))
+    for x in (-0.09, 0.09):
         if kind == "round":
-            pen.arc((x, 0.005), (0.076, 0.076), 0, 360, INK, 0.024)
+            pen.ellipse((x, 0.01), (0.085, 0.085), INK, outlined=False)
+            pen.ellipse((x, 0.01), (0.064, 0.064), WHITE, outlined=False)
+            pen.ellipse((x, 0.005), (0.028, 0.032), INK, outlined=False)
         else:
-            pen.box((x - 0.08, -0.055), (x + 0.08, 0.055), 0.035, INK, outlined=False)
-            pen.polygon(((x - 0.05, 0.035), (x - 0.015, 0.035), (x - 0.045, -0.02)), (110, 112, 130), outlined=False)
+            pen.box((x - 0.085, -0.06), (x + 0.085, 0.06), 0.035, INK, outlined=False)
 
 
 def draw_hat(pen: Pen, look: Look) -> None:
@@ -187,7 +188,7 @@ def draw_hat(pen: Pen, look: Look) -> None:
         pen.box((-0.02, 0.065), (0.30, 0.105), 0.02, shade(colour, 0.8))
     elif look.hat == "top hat":
         pen.box((-0.135, 0.10), (0.135, 0.35), 0.02, colour)
-        pen.box((-0.13, 0.125), (0.13, 0.175), 0.0, contrast(colour), outlined=False)
+        pen.box((-0.13, 0.125), (0.13, 0.185), 0.0, contrast(colour), outlined=False)
         pen.box((-0.23, 0.085), (0.23, 0.13), 0.02, colour)
     elif look.hat == "beanie":
         pen.pie((0, 0.085), (0.205, 0.19), 180, 360, colour)
@@ -202,7 +203,7 @@ def draw_hat(pen: Pen, look: Look) -> None:
 
 def contrast(colour: Colour) -> Colour:
     """Near white on dark colours, dark on bright ones: the second colour of patterns, bands and jewels."""
-    return (250, 246, 236) if brightness(colour) < 0.55 else shade(colour, 0.4)
+    return (250, 246, 236) if brightness(colour) < 0.6 else shade(colour, 0.25)
 
 
 def whisker_colour(skin: Colour) -> Colour:

@@ -30,10 +30,10 @@ from .transformers import attend_in_float32, encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
 
 BASE = "base"
-PLAN = Plan(BASE, steps=16000, rate=1e-3, warmup=500, ema_steps=1000)
+PLAN = Plan(BASE, steps=6000, rate=1e-3, warmup=300, ema_steps=500)
 BATCH = 32
 SEED = 3
-SHARD, SHARDS = 500, 80
+SHARD, SHARDS = 500, 60
 EMPTY = 0.1
 SNR_LIMIT = 5.0
 LATENT_SCALE = SDXLLatents().scale_factor

@@ -24,7 +24,7 @@ from .models import CODEC, build_codec  # noqa: E402
 from .scenes import make_scene  # noqa: E402
 from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
 
-PLAN = Plan(CODEC, steps=3500, rate=2e-3, ema_steps=250)
+PLAN = Plan(CODEC, steps=4000, rate=2e-3, ema_steps=250)
 BATCH = 8
 SEED = 1
 KL_WEIGHT = 1e-4
@@ -62,7 +62,7 @@ def codec_loss(codec: AutoencoderKL, step: int, device: torch.device) -> tuple[T
     weights = 1 + CHARACTER_WEIGHT * masks
     squared = (weights * error.square()).mean()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    loss = squared + 0.1 * (weights * error.abs()).mean() + KL_WEIGHT * divergence
+    loss = 0.5 * squared + 0.5 * (weights * error.abs()).mean() + KL_WEIGHT * divergence
     return loss, {"psnr": -10 * (error.detach().square().mean() / 4).log10(), "kl": divergence.detach()}
 
 

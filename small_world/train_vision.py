@@ -28,7 +28,7 @@ from .shards import Arrays, load_shards  # noqa: E402
 from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
 from .transformers import encode_pixels  # noqa: E402
 
-PLAN = Plan(VISION_ENCODER, steps=5000, rate=1.5e-3, ema_steps=250)
+PLAN = Plan(VISION_ENCODER, steps=3000, rate=1.5e-3, ema_steps=250)
 BATCH = 64
 SEED = 2
 SHARD, SHARDS, VIEWS = 250, 32, 3
