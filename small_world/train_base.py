@@ -91,7 +91,8 @@ def predict_noise(base: SDXL, latents: Tensor, noise: Tensor, steps: Tensor, con
     """The UNet's prediction for latents of unit deviation, with noise of the training steps (b,) mixed in."""
     sigma = base.model_sampling.sigmas.to(latents)[steps].view(-1, 1, 1, 1)
     noisy = base.model_sampling.calculate_input(sigma, latents + sigma * noise)
-    sizes = base.encode_adm(pooled_output=pooled, device=latents.device)
+    height, width = (8 * side for side in latents.shape[2:])
+    sizes = base.encode_adm(pooled_output=pooled, height=height, width=width, device=latents.device)
     options = {"optimized_attention_override": attend_in_float32}
     return base.diffusion_model(noisy, steps, context=context, y=sizes, transformer_options=options)
 

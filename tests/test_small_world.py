@@ -192,7 +192,8 @@ def test_noise_is_predicted_as_by_comfyui(weights):
     predicted = train_base.predict_noise(base, latents, noise, steps, context, pooled)
     sigma = base.model_sampling.sigma(steps.float())
     noisy = latents + sigma.view(-1, 1, 1, 1) * noise
-    denoised = base.apply_model(noisy, sigma, c_crossattn=context, y=base.encode_adm(pooled_output=pooled, device=CPU))
+    sizes = base.encode_adm(pooled_output=pooled, height=128, width=128, device=CPU)
+    denoised = base.apply_model(noisy, sigma, c_crossattn=context, y=sizes)
     torch.testing.assert_close(noisy - sigma.view(-1, 1, 1, 1) * predicted, denoised, atol=1e-4, rtol=1e-4)
 
 
