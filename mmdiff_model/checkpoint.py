@@ -71,11 +71,12 @@ class Checkpoint:
 def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Checkpoint:
     """Folder with the three official files, or one .safetensors -> Checkpoint.
 
-    text_encoder_2_lora: also apply the second text encoder's LoRA, which the released code reads and never applies.
+    text_encoder_2_lora: also apply the second text encoder's LoRA, which the released code reads and never applies; a
+    .safetensors that was trained or saved with it says so itself.
     Raises CheckpointError naming the file, what is wrong with it and what to do.
     """
     path = Path(path)
-    tensors = _read_official(path) if path.is_dir() else _read_safetensors(path)
+    tensors, metadata = (_read_official(path), {}) if path.is_dir() else _read_safetensors(path)
     variants = [
         variant for variant, group in TOKENS_GROUP.items() if any(key.startswith(f"{group}.") for key in tensors)
     ]
@@ -91,20 +92,34 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"'{path.name}' is an incomplete or damaged MM-Diff checkpoint: {error}") from error
     return Checkpoint(
-        path.stem, variant, sizes, _space_hash(modules), adapter, **groups, text_encoder_2_lora=text_encoder_2_lora
+        path.stem,
+        variant,
+        sizes,
+        _space_hash(modules),
+        adapter,
+        **groups,
+        text_encoder_2_lora=text_encoder_2_lora or metadata.get("text_encoder_2_lora") == "true",
     )
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     """Writes one .safetensors with readable names; a failed write leaves nothing behind. Raises OSError."""
-    metadata = {
+    tensors = checkpoint.tensors()
+    metadata = describe(checkpoint.variant, checkpoint.sizes, tensors, checkpoint.text_encoder_2_lora)
+    write_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata, Path(path))
+
+
+def describe(variant: str, sizes: Sizes, tensors: dict[str, Tensor], text_encoder_2_lora: bool) -> dict[str, str]:
+    """The metadata of a .safetensors checkpoint with tensors under their readable names."""
+    modules = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in ADAPTER_GROUPS}
+    return {
         "format": "mmdiff",
         "format_version": FORMAT_VERSION,
-        "variant": checkpoint.variant,
-        "sizes": json.dumps(checkpoint.sizes.as_dict()),
-        "hash": checkpoint.hash,
+        "variant": variant,
+        "sizes": json.dumps(sizes.as_dict()),
+        "hash": _space_hash(modules),
+        "text_encoder_2_lora": json.dumps(text_encoder_2_lora),
     }
-    write_safetensors({key: tensor.contiguous() for key, tensor in checkpoint.tensors().items()}, metadata, Path(path))
 
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -150,17 +165,17 @@ def _read_bin(path: Path) -> dict:
     return state
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            version = (file.metadata() or {}).get("format_version", FORMAT_VERSION)
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path.name}' is truncated or not a .safetensors file") from error
-    if version != FORMAT_VERSION:
+    if (version := metadata.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
         problem = f"'{path.name}' has format version {version}, this pack reads {FORMAT_VERSION}"
         raise CheckpointError(problem, "Update the pack")
-    return tensors
+    return tensors, metadata
 
 
 def _group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
@@ -206,6 +221,7 @@ __all__ = [
     "SUBJECT",
     "Checkpoint",
     "CheckpointError",
+    "describe",
     "load_checkpoint",
     "save_checkpoint",
     "write_safetensors",

@@ -57,9 +57,10 @@ class Step:
             image = tuple(x[:, self.keys] for x in image)
         for rows, routed, chunk in parts:
             if routed is not None:
-                out[rows] += routed.gate * image_attention(q[rows], *image, extra_options, routed.image_bias)
+                term = routed.gate * image_attention(q[rows], *image, extra_options, routed.image_bias)
+                out = add_rows(out, rows, term)
             elif chunk is not None:
-                out[rows] += image_attention(q[rows], *image, extra_options)
+                out = add_rows(out, rows, image_attention(q[rows], *image, extra_options))
         return out
 
     def text(
@@ -84,7 +85,7 @@ class Step:
         for r, bias in zip(rows, biases, strict=True):
             if bias is not None:
                 text = q[r], k[r], v[r], extra_options
-                out[r] += text_attention(*text, bias) - text_attention(*text)
+                out = add_rows(out, r, text_attention(*text, bias) - text_attention(*text))
         return out
 
     def parts(self, batch: int, extra_options: dict) -> list[tuple[slice, Chunk | None]]:
@@ -111,3 +112,11 @@ class Step:
             if weights is not None:
                 self.routed[key] = route(weights, self.lengths, chunk.words, chunk.length, k.shape[1], q.dtype)
         return self.routed[key]
+
+
+def add_rows(out: Tensor, rows: slice, term: Tensor) -> Tensor:
+    """`out` with `term` added to some rows; in place unless a gradient is to flow through it."""
+    if term.requires_grad:
+        return torch.slice_scatter(out, out[rows] + term, start=rows.start, end=rows.stop)
+    out[rows] += term
+    return out

@@ -23,8 +23,10 @@ def find_comfyui() -> Path:
 def use_comfyui() -> None:
     """Makes `import comfy` work; on the CPU where there is no CUDA. Call it before importing anything of comfy."""
     sys.path.insert(0, str(find_comfyui()))
-    # threads that wait asleep: spinning ones cost eight times the work where others use the machine too
+    # waiting threads spin for a moment, then sleep: spinning on would take the cores from others, sleeping at once
+    # costs a third of the speed
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     import torch
     from comfy.cli_args import args
 

@@ -21,12 +21,14 @@ from comfy.model_base import SDXL  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mmdiff_model.training.encoders import attend_by_products  # noqa: E402
+
 from .models import CODEC, TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_codec, build_text  # noqa: E402
 from .scenes import make_scene  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .train_codec import to_pixels  # noqa: E402
 from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
-from .transformers import attend_in_float32, encode_tokens  # noqa: E402
+from .transformers import encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
 
 BASE = "base"
@@ -93,7 +95,7 @@ def predict_noise(base: SDXL, latents: Tensor, noise: Tensor, steps: Tensor, con
     noisy = base.model_sampling.calculate_input(sigma, latents + sigma * noise)
     height, width = (8 * side for side in latents.shape[2:])
     sizes = base.encode_adm(pooled_output=pooled, height=height, width=width, device=latents.device)
-    options = {"optimized_attention_override": attend_in_float32}
+    options = {"optimized_attention_override": attend_by_products}
     return base.diffusion_model(noisy, steps, context=context, y=sizes, transformer_options=options)
 
 

@@ -1,0 +1,167 @@
+"""CLIP and DINO from folders in the layout of transformers: pictures and prompts -> unit vectors.
+
+The folder's own processor resizes and normalises. Weights are read from that folder alone, kept in float32 and moved
+by a ModelPatcher. Every error names the node's input, `source`.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+CLIP_TYPES = ("clip",)
+DINO_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+CLIP_ORIGIN, DINO_ORIGIN = "openai/clip-vit-large-patch14", "facebook/dino-vits16"
+PICTURE_FILES = ("config.json", "preprocessor_config.json")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+UNUSED = "pooler."  # DINO's vector is the class token itself, and its checkpoints come without this layer
+BATCH = 16
+
+logger = logging.getLogger(__name__)
+
+
+class ClipFeatures(nn.Module):
+    """A CLIPModel; ModelPatcher writes `device`, which transformers' own modules only let read."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.clip = model
+
+    def pictures(self, pixels: Tensor) -> Tensor:
+        return self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+
+    def text(self, tokens: Tensor) -> Tensor:
+        return self.clip.text_projection(self.clip.text_model(input_ids=tokens).pooler_output)
+
+
+class DinoFeatures(nn.Module):
+    """A vision transformer; its vector is the class token after the last norm, as in DreamBooth's DINO score."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.dino = model
+
+    def pictures(self, pixels: Tensor) -> Tensor:
+        return self.dino(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+@dataclass(frozen=True)
+class PictureEncoder:
+    """The model called `name` under its patcher, with the folder's image processor."""
+
+    name: str
+    patcher: ModelPatcher
+    processor: Any
+
+    @torch.no_grad()
+    def embed(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pictures (H, W, 3) in 0..1, any sizes -> unit vectors (n, d), float32 on the CPU."""
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        features = [
+            self.patcher.model.pictures(self._pixels(pictures[start : start + BATCH]))
+            for start in range(0, len(pictures), BATCH)
+        ]
+        return nn.functional.normalize(torch.cat(features), dim=-1).cpu()
+
+    def _pixels(self, pictures: Sequence[Tensor]) -> Tensor:
+        arrays = [(picture * 255).round().byte().numpy() for picture in pictures]
+        processed = self.processor(images=arrays, input_data_format="channels_last", return_tensors="pt")
+        return processed["pixel_values"].to(self.patcher.load_device)
+
+
+@dataclass(frozen=True)
+class ClipEncoder(PictureEncoder):
+    """CLIP: pictures, and a prompt in the same space."""
+
+    tokenizer: Any
+
+    @torch.no_grad()
+    def embed_text(self, text: str) -> Tensor:
+        """A prompt without triggers -> unit vector (d,), float32 on the CPU; what does not fit is cut with a warning."""
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        limit = self.patcher.model.clip.config.text_config.max_position_embeddings
+        if (length := len(self.tokenizer(text, verbose=False)["input_ids"])) > limit:
+            logger.warning("prompt: CLIP-T reads the first %d of its %d tokens.", limit, length)
+        tokens = self.tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")["input_ids"]
+        features = self.patcher.model.text(tokens.to(self.patcher.load_device))
+        return nn.functional.normalize(features[0], dim=-1).cpu()
+
+
+def load_clip(folder: Path, source: str) -> ClipEncoder:
+    """A CLIPModel with its processor and tokenizer. Raises ValueError: files missing, damaged or of another model."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    _check_folder(folder, source, CLIP_TYPES, CLIP_ORIGIN)
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
+        raise ValueError(_lacking(folder, source, "its tokenizer (tokenizer.json)", CLIP_ORIGIN))
+    model, processor = _load(CLIPModel, folder, source, CLIP_ORIGIN)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return ClipEncoder(folder.name, _patcher(ClipFeatures(model)), processor, tokenizer)
+
+
+def load_dino(folder: Path, source: str) -> PictureEncoder:
+    """A DINO vision transformer with its processor. Raises ValueError: files missing, damaged or of another model."""
+    from transformers import AutoModel
+
+    _check_folder(folder, source, DINO_TYPES, DINO_ORIGIN)
+    model, processor = _load(AutoModel, folder, source, DINO_ORIGIN)
+    return PictureEncoder(folder.name, _patcher(DinoFeatures(model)), processor)
+
+
+def _check_folder(folder: Path, source: str, types: Sequence[str], origin: str) -> None:
+    for name in PICTURE_FILES:
+        if not (folder / name).is_file():
+            raise ValueError(_lacking(folder, source, name, origin))
+    if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+        raise ValueError(_lacking(folder, source, "its weights (model.safetensors)", origin))
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(
+            f"{source}: config.json in '{folder}' is damaged ({error}). Get it again from {origin}."
+        ) from error
+    if found not in types:
+        raise ValueError(
+            f"{source}: '{folder.name}' is a model of type '{found}', {' or '.join(types)} is needed. "
+            f"Choose another folder, such as the files of {origin}."
+        )
+
+
+def _lacking(folder: Path, source: str, missing: str, origin: str) -> str:
+    return f"{source}: '{folder}' lacks {missing}. Put all files of the model there, such as those of {origin}."
+
+
+def _load(kind: Any, folder: Path, source: str, origin: str) -> tuple[nn.Module, Any]:
+    from transformers import AutoImageProcessor
+
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, **local)
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **local)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{source}: '{folder.name}' cannot be loaded: {error}. Get its files again, such as those of {origin}."
+        ) from error
+    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED)):
+        raise ValueError(
+            f"{source}: the weights in '{folder.name}' lack '{missing[0]}' and {len(missing) - 1} more. "
+            f"Get its files again, such as those of {origin}."
+        )
+    return model.float().eval().requires_grad_(False), processor
+
+
+def _patcher(features: nn.Module) -> ModelPatcher:
+    return ModelPatcher(
+        features,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.text_encoder_offload_device(),
+    )
