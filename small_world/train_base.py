@@ -48,7 +48,9 @@ def train_base(folder: Path) -> bool:
     codec = load_codec(folder, device)
     data = load_shards(folder / "latents", SHARDS, lambda shard: encode_scenes(codec, shard, device))
     base = build_base(device)
-    modules = nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device)
+    modules = (
+        nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device).requires_grad_(True)
+    )
     trainer = Trainer(PLAN, folder, modules)
     finished = trainer.run(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
     export_base(folder, trainer.averaged())

@@ -36,7 +36,7 @@ def train_codec(folder: Path) -> bool:
     """Trains up to the plan's end and writes codec.safetensors; False if it was told to stop."""
     torch.manual_seed(SEED)
     device = training_device()
-    codec = build_codec().to(device)
+    codec = build_codec().to(device).requires_grad_(True)
     trainer = Trainer(PLAN, folder, codec)
     if not trainer.run(lambda step: codec_loss(codec, step, device)):
         return False

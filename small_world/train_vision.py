@@ -95,7 +95,7 @@ def train_vision(folder: Path) -> bool:
     torch.manual_seed(SEED)
     device = training_device()
     data = load_shards(folder / "views", SHARDS, lambda shard: draw_views(SEED, shard, held_out=False))
-    training = VisionTraining().to(device)
+    training = VisionTraining().to(device).requires_grad_(True)
     trainer = Trainer(PLAN, folder, training)
     if not trainer.run(lambda step: vision_loss(training, data, step, device)):
         return False

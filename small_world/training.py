@@ -45,13 +45,13 @@ class Plan:
 
 
 class Trainer:
-    """Trains a module and keeps its EMA; `folder`/<name>.checkpoint holds all of its state."""
+    """Trains what of a module has gradients and keeps its EMA; `folder`/<name>.checkpoint holds all of its state."""
 
     def __init__(self, plan: Plan, folder: Path, module: nn.Module):
         self.plan = plan
         self.path = folder / f"{plan.name}.checkpoint"
-        self.module = module.requires_grad_(True).train()
-        self.weights = dict(module.named_parameters())
+        self.module = module.train()
+        self.weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), betas=(0.9, 0.99), weight_decay=plan.decay)
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.step = 0

@@ -56,6 +56,16 @@ TWO_PEOPLE[60:260, 40:260] = ASTRONAUT[40:240, 120:340]
 TWO_PEOPLE[60:260, 540:760] = MIRRORED[40:240, 172:392]
 
 
+class Touch:
+    """A pickle of it writes a file when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Weights large enough that unlike pictures get unlike vectors."""
     random = torch.Generator().manual_seed(seed)
@@ -484,11 +494,19 @@ def test_folder_without_a_file_is_named(models, tmp_path, file, message):
         ("model.safetensors", b"\x00" * 100, "cannot be loaded"),
     ],
 )
-def test_damaged_folder_is_named(models, tmp_path, file, content, message):
+def test_damaged_dino_folder_is_named(models, tmp_path, file, content, message):
     folder = Path(shutil.copytree(models / "dino", tmp_path / "dino"))
     (folder / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"^dino_model: .*{message}"):
         load_dino(folder, "dino_model")
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer_config.json"])
+def test_damaged_tokenizer_is_named(models, tmp_path, file):
+    folder = Path(shutil.copytree(models / "openai" / "clip", tmp_path / "clip"))
+    (folder / file).write_text("{")
+    with pytest.raises(ValueError, match="^clip_model: 'clip' cannot be loaded: .*openai/clip-vit-large-patch14"):
+        load_clip(folder, "clip_model")
 
 
 def test_weights_that_lack_a_tensor_are_refused(models, tmp_path):
@@ -496,7 +514,18 @@ def test_weights_that_lack_a_tensor_are_refused(models, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     del tensors["layernorm.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ValueError, match="^dino_model: the weights in 'dino' lack layernorm.weight"
-    ):
+    with pytest.raises(ValueError, match="^dino_model: 'dino' cannot be loaded: its weights lack layernorm.weight"):
         load_dino(folder, "dino_model")
+
+
+def test_weights_in_a_pickle_are_read_and_never_executed(models, tmp_path):
+    folder = Path(shutil.copytree(models / "dino", tmp_path / "dino"))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    expected = load_dino(models / "dino", "dino_model").embed([CAT])
+    assert torch.equal(load_dino(folder, "dino_model").embed([CAT]), expected)
+    torch.save({**tensors, "layernorm.weight": Touch(tmp_path / "executed")}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="^dino_model: 'dino' cannot be loaded"):
+        load_dino(folder, "dino_model")
+    assert not (tmp_path / "executed").exists()

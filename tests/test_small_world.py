@@ -224,7 +224,7 @@ def small_base(folder: Path, steps: int) -> tuple[training.Trainer, training.Los
     """A trainer of the base on four scenes' captions with random latents."""
     torch.manual_seed(0)
     base = models.build_base()
-    modules = torch.nn.ModuleDict({"text": models.build_text(), "unet": base.diffusion_model})
+    modules = torch.nn.ModuleDict({"text": models.build_text(), "unet": base.diffusion_model}).requires_grad_(True)
     trainer = training.Trainer(training.Plan("base", steps, 1e-3, warmup=2), folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
     tokens = vocabulary.tokenize([make_scene(0, index).caption for index in range(4)])

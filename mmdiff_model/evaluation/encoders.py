@@ -6,7 +6,8 @@ by a ModelPatcher. Every error names the node's input, `source`.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 CLIP_TYPES = ("clip",)
@@ -23,7 +23,7 @@ CLIP_ORIGIN, DINO_ORIGIN = "openai/clip-vit-large-patch14", "facebook/dino-vits1
 PICTURE_FILES = ("config.json", "preprocessor_config.json")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-UNUSED = "pooler."  # DINO's vector is the class token itself, and its checkpoints come without this layer
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 BATCH = 16
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class ClipEncoder(PictureEncoder):
 
     @torch.no_grad()
     def embed_text(self, text: str) -> Tensor:
-        """A prompt without triggers -> unit vector (d,), float32 on the CPU; what does not fit is cut with a warning."""
+        """Text -> unit vector (d,), float32 on the CPU; what is beyond CLIP's length is cut with a warning."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         limit = self.patcher.model.clip.config.text_config.max_position_embeddings
         if (length := len(self.tokenizer(text, verbose=False)["input_ids"])) > limit:
@@ -103,8 +103,9 @@ def load_clip(folder: Path, source: str) -> ClipEncoder:
     _check_folder(folder, source, CLIP_TYPES, CLIP_ORIGIN)
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
         raise ValueError(_lacking(folder, source, "its tokenizer (tokenizer.json)", CLIP_ORIGIN))
-    model, processor = _load(CLIPModel, folder, source, CLIP_ORIGIN)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _errors_of(folder, source, CLIP_ORIGIN):
+        model, processor = _load(CLIPModel, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
     return ClipEncoder(folder.name, _patcher(ClipFeatures(model)), processor, tokenizer)
 
 
@@ -112,12 +113,16 @@ def load_dino(folder: Path, source: str) -> PictureEncoder:
     """A DINO vision transformer with its processor. Raises ValueError: files missing, damaged or of another model."""
     from transformers import AutoModel
 
-    _check_folder(folder, source, DINO_TYPES, DINO_ORIGIN)
-    model, processor = _load(AutoModel, folder, source, DINO_ORIGIN)
+    kind = _check_folder(folder, source, DINO_TYPES, DINO_ORIGIN)
+    # a ViT's pooler is no part of DINO, whose checkpoints come without it
+    unpooled = {"add_pooling_layer": False} if kind == "vit" else {}
+    with _errors_of(folder, source, DINO_ORIGIN):
+        model, processor = _load(AutoModel, folder, **unpooled)
     return PictureEncoder(folder.name, _patcher(DinoFeatures(model)), processor)
 
 
-def _check_folder(folder: Path, source: str, types: Sequence[str], origin: str) -> None:
+def _check_folder(folder: Path, source: str, types: Sequence[str], origin: str) -> str:
+    """The model's type, one of `types`."""
     for name in PICTURE_FILES:
         if not (folder / name).is_file():
             raise ValueError(_lacking(folder, source, name, origin))
@@ -134,28 +139,30 @@ def _check_folder(folder: Path, source: str, types: Sequence[str], origin: str) 
             f"{source}: '{folder.name}' is a model of type '{found}', {' or '.join(types)} is needed. "
             f"Choose another folder, such as the files of {origin}."
         )
+    return found
 
 
 def _lacking(folder: Path, source: str, missing: str, origin: str) -> str:
     return f"{source}: '{folder}' lacks {missing}. Put all files of the model there, such as those of {origin}."
 
 
-def _load(kind: Any, folder: Path, source: str, origin: str) -> tuple[nn.Module, Any]:
-    from transformers import AutoImageProcessor
-
-    local = {"local_files_only": True, "trust_remote_code": False}
+@contextmanager
+def _errors_of(folder: Path, source: str, origin: str) -> Iterator[None]:
     try:
-        processor = AutoImageProcessor.from_pretrained(folder, **local)
-        model, report = kind.from_pretrained(folder, output_loading_info=True, **local)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        yield
+    except Exception as error:  # transformers, tokenizers, safetensors and pickle each raise their own kinds
         raise ValueError(
             f"{source}: '{folder.name}' cannot be loaded: {error}. Get its files again, such as those of {origin}."
         ) from error
-    if missing := sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED)):
-        raise ValueError(
-            f"{source}: the weights in '{folder.name}' lack '{missing[0]}' and {len(missing) - 1} more. "
-            f"Get its files again, such as those of {origin}."
-        )
+
+
+def _load(kind: Any, folder: Path, **options: bool) -> tuple[nn.Module, Any]:
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)
+    model, report = kind.from_pretrained(folder, output_loading_info=True, **LOCAL, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"its weights lack {', '.join(missing[:3])}")
     return model.float().eval().requires_grad_(False), processor
 
 

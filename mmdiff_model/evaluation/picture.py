@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .report import Report, Score, interval_text
 
-PAPER, INK, GREY, RULE, BAR = "#ffffff", "#1d2330", "#6b7385", "#e3e6ec", "#3f4a61"
+PAPER, INK, GREY, RULE, BAR = "#ffffff", "#1d2330", "#6b7385", "#e3e6ec", "#8b94a8"
 SUBJECT_COLOURS = ("#e0402f", "#2680e8", "#2fae4d", "#d99a00", "#a44fdd", "#12a5a5")
 COLUMNS, CELL, GAP, MARGIN = 4, 300, 20, 40
 WIDTH = 2 * MARGIN + COLUMNS * CELL + (COLUMNS - 1) * GAP
@@ -24,7 +24,8 @@ def draw_report(report: Report, pictures: Sequence[Tensor], subjects: Sequence[S
     parts += picture_rows(report, pictures[:SHOWN])
     if len(pictures) > SHOWN:
         parts.append(text_block([f"and {len(pictures) - SHOWN} more pictures in the JSON file"], 15, GREY))
-    parts += [text_block(wrap(note, 15), 15, GREY) for note in report.notes]
+    if report.notes:
+        parts.append(text_block([line for note in report.notes for line in wrap(note, 15)], 15, GREY))
     sheet = Image.new("RGB", (WIDTH, 2 * MARGIN + sum(part.height + GAP for part in parts) - GAP), PAPER)
     top = MARGIN
     for part in parts:
@@ -36,7 +37,7 @@ def draw_report(report: Report, pictures: Sequence[Tensor], subjects: Sequence[S
 def heading(report: Report) -> Image.Image:
     """Title, prompt, and the models that scored."""
     count = f"{report.pictures} picture{'s' * (report.pictures > 1)}"
-    models = "   ".join(f"{role}: {name}" for role, name in report.models.items())
+    models = "      ".join(f"{role}: {name}" for role, name in report.models.items())
     prompt = wrap(report.prompt, 20) if report.prompt else []
     part = block(38 + 28 * len(prompt) + LINE)
     draw = ImageDraw.Draw(part)
@@ -60,7 +61,7 @@ def references(subjects: Sequence[Sequence[Tensor]]) -> Image.Image:
         thumbnail = fitted(photos[0], THUMBNAIL, THUMBNAIL)
         part.paste(thumbnail, (left, top))
         draw.rectangle((left, top, left + THUMBNAIL - 1, top + 4), colour(i + 1))
-        more = f" +{len(photos) - 1}" if len(photos) > 1 else ""
+        more = f", +{len(photos) - 1}" if len(photos) > 1 else ""
         draw.text((left, top + THUMBNAIL + 6), f"subject {i + 1}{more}", colour(i + 1), font(16))
     return part
 

@@ -1,0 +1,171 @@
+"""Scores of generated pictures: do they follow the prompt, and are they of the subjects?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..mmdiff_model.evaluation.encoders import load_clip, load_dino
+from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces
+from ..mmdiff_model.evaluation.picture import draw_report
+from ..mmdiff_model.evaluation.similarity import evaluate, plain_prompt
+from .folders import register
+from .images import photos_from
+from .sockets import FACE_SOCKETS, MAX_SUBJECTS
+
+FOLDER = register("mmdiff_evaluation", ".json")
+NONE = "none"
+
+
+def model_names() -> list[str]:
+    """The folders in models/mmdiff_evaluation that hold a config.json, at any depth, and `none`."""
+    files = map(Path, folder_paths.get_filename_list(FOLDER))
+    return [NONE, *sorted(file.parent.as_posix() for file in files if file.name == "config.json")]
+
+
+def model_path(name: str, source: str) -> Path:
+    """Full path of a name from model_names. Raises FileNotFoundError naming the input."""
+    roots = folder_paths.get_folder_paths(FOLDER)
+    for folder in (Path(root) / name for root in roots):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{source}: '{name}' is no longer in {', '.join(roots)}. Put it back or choose another, then refresh the node "
+        "definitions (R)."
+    )
+
+
+@contextmanager
+def errors_of(source: str) -> Iterator[None]:
+    """Checks of photos speak of the input `images`; inside, their errors name `source`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("images:", f"{source}:", 1)) from error
+
+
+class MMDiffEvaluate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        reference = io.Image.Input("reference", tooltip="Photos of one subject; a batch is several photos of it.")
+        return io.Schema(
+            node_id="MMDiffEvaluate",
+            display_name="Evaluate MM-Diff",
+            category="MM-Diff",
+            description="Scores pictures against their prompt and their subjects: CLIP-T, CLIP-I, DINO and faces. "
+            "Writes a JSON file to the output folder. Downloads nothing.",
+            search_aliases=["metrics", "clip score", "clip-t", "clip-i", "dino", "face similarity", "benchmark"],
+            inputs=[
+                io.Image.Input("images", tooltip="The generated pictures, all for one prompt."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    tooltip="The prompt of the pictures, for CLIP-T. Triggers and weights are left out.",
+                ),
+                io.Autogrow.Input(
+                    "references",
+                    template=io.Autogrow.TemplateNames(
+                        reference, names=[f"reference_{i + 1}" for i in range(MAX_SUBJECTS)], min=0
+                    ),
+                    tooltip="The photos of each subject. With none, only CLIP-T is measured.",
+                ),
+                io.Combo.Input(
+                    "clip_model",
+                    options=model_names(),
+                    default=NONE,
+                    tooltip="A CLIP model for CLIP-T and CLIP-I: a folder of models/mmdiff_evaluation with the files "
+                    "of openai/clip-vit-large-patch14. 'none' leaves both out.",
+                ),
+                io.Combo.Input(
+                    "dino_model",
+                    options=model_names(),
+                    default=NONE,
+                    tooltip="A DINO model: a folder of models/mmdiff_evaluation with the files of "
+                    "facebook/dino-vits16. 'none' leaves it out.",
+                ),
+                io.MultiType.Input(
+                    "face_analysis",
+                    types=FACE_SOCKETS,
+                    optional=True,
+                    tooltip="InsightFace, for the similarity of faces. Load Face Analysis gives one; those of other "
+                    "packs work too.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="mmdiff_evaluation",
+                    tooltip="Name of the JSON file in the output folder, as in Save Image: it may hold a folder and "
+                    "%date% parts.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="table", tooltip="The scores as Markdown tables."),
+                io.Image.Output(display_name="report", tooltip="The pictures with their scores, on one sheet."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: Tensor,
+        prompt: str,
+        references: io.Autogrow.Type,
+        clip_model: str,
+        dino_model: str,
+        filename_prefix: str,
+        face_analysis=None,
+    ) -> io.NodeOutput:
+        pictures = photos_from(images)
+        subjects = connected_photos(references)
+        check_choice(prompt, bool(subjects), clip_model, dino_model, face_analysis is not None)
+        clip = None if clip_model == NONE else load_clip(model_path(clip_model, "clip_model"), "clip_model")
+        dino = None if dino_model == NONE else load_dino(model_path(dino_model, "dino_model"), "dino_model")
+        faces = None if face_analysis is None else face_matcher(face_analysis, subjects)
+        steps = comfy.utils.ProgressBar(sum(model is not None for model in (clip, dino)) + len(pictures) * bool(faces))
+        report = evaluate(pictures, prompt, list(subjects.values()), clip, dino, faces, lambda: steps.update(1))
+        folder, name, counter, *_ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), *images.shape[2:0:-1]
+        )
+        report.save(Path(folder) / f"{name}_{counter:05}_.json")
+        sheet = draw_report(report, pictures, list(subjects.values()))[None]
+        return io.NodeOutput(report.table(), sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def connected_photos(references: dict[str, Tensor | None]) -> dict[str, list[Tensor]]:
+    """The connected references in the order of their sockets, as photos (H, W, 3). Raises ValueError naming one."""
+    photos = {}
+    for name, images in references.items():
+        if images is not None:
+            with errors_of(f"references.{name}"):
+                photos[name] = photos_from(images)
+    return photos
+
+
+def face_matcher(face_analysis, subjects: dict[str, list[Tensor]]) -> FaceMatcher:
+    """Finds the subjects' own faces. Raises ValueError naming the reference and the photo without one."""
+    faces = []
+    for name, photos in subjects.items():
+        with errors_of(f"references.{name}"):
+            faces.append(reference_faces(face_analysis, photos))
+    return FaceMatcher(face_analysis, faces)
+
+
+def check_choice(prompt: str, references: bool, clip_model: str, dino_model: str, faces: bool) -> None:
+    """Raises ValueError where there is nothing to measure, or a chosen score lacks its prompt or photos."""
+    if clip_model == dino_model == NONE and not faces:
+        raise ValueError(
+            "clip_model: there is nothing to measure. Choose a clip_model or a dino_model from "
+            "models/mmdiff_evaluation, or connect face_analysis."
+        )
+    if clip_model != NONE and not plain_prompt(prompt):
+        raise ValueError("prompt: it is empty, and CLIP-T compares the pictures with it. Write the pictures' prompt.")
+    if not references and (dino_model != NONE or faces):
+        needing = "dino_model" if dino_model != NONE else "face_analysis"
+        raise ValueError(
+            f"references: none is connected, and {needing} compares the pictures with them. Connect photos of each "
+            f"subject, or leave out {needing}."
+        )
