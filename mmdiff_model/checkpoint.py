@@ -95,7 +95,7 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
         path.stem,
         variant,
         sizes,
-        _space_hash(modules),
+        fingerprint(modules),
         adapter,
         **groups,
         text_encoder_2_lora=text_encoder_2_lora or metadata.get("text_encoder_2_lora") == "true",
@@ -117,7 +117,7 @@ def describe(variant: str, sizes: Sizes, tensors: dict[str, Tensor], text_encode
         "format_version": FORMAT_VERSION,
         "variant": variant,
         "sizes": json.dumps(sizes.as_dict()),
-        "hash": _space_hash(modules),
+        "hash": fingerprint(modules),
         "text_encoder_2_lora": json.dumps(text_encoder_2_lora),
     }
 
@@ -133,6 +133,15 @@ def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path
         raise OSError(f"could not write '{path}': {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def fingerprint(modules: dict[str, Tensor]) -> str:
+    """16 hex digits of the one-dimensional tensors, the same in any precision from half on."""
+    digest = hashlib.sha256()
+    for key in sorted(key for key, tensor in modules.items() if tensor.ndim == 1):
+        digest.update(key.encode())
+        digest.update(modules[key].to(torch.float16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _read_official(folder: Path) -> dict[str, Tensor]:
@@ -208,20 +217,13 @@ def _check_unet_lora(unet_lora: dict[str, Tensor], sizes: Sizes) -> None:
                 raise ValueError(f"'{attention}.{lora}' has the wrong shape {tuple(down.shape)}, {tuple(up.shape)}")
 
 
-def _space_hash(modules: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(key for key, tensor in modules.items() if tensor.ndim == 1):
-        digest.update(key.encode())
-        digest.update(modules[key].to(torch.float16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 __all__ = [
     "PORTRAIT",
     "SUBJECT",
     "Checkpoint",
     "CheckpointError",
     "describe",
+    "fingerprint",
     "load_checkpoint",
     "save_checkpoint",
     "write_safetensors",

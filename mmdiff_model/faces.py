@@ -99,6 +99,13 @@ def detect(analysis: Any, photos: list[Tensor], which: str = LARGEST, index: int
     return faces
 
 
+def largest_face(analysis: Any, photo: Tensor) -> Face | None:
+    """The Face that `detect` takes from a photo (H, W, 3) in 0..1, None without one."""
+    image = to_bgr(photo)
+    found = find_faces(analysis, image)
+    return _align(image, _choose(found, LARGEST, 1, "photo")) if found else None
+
+
 def find_faces(analysis: Any, image: np.ndarray) -> list:
     """BGR image (H, W, 3) uint8 -> InsightFace's faces in its own order, best score first; empty if there are none.
 

@@ -1,4 +1,4 @@
-"""Cases of the evaluation: characters that training never met, each with a prompt, a reference and what it should show."""
+"""Cases of the evaluation: characters that training never met, each with a prompt and what it should show."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Case(Content):
-    """A content to paint: `references` (characters, 96, 96, 3) uint8, a prompt with their triggers, a seed for noise."""
+    """A content to paint: `references` (characters, 96, 96, 3) uint8, a prompt with their triggers, a noise seed."""
 
     references: np.ndarray
     prompt: str

@@ -94,7 +94,9 @@ def to_table(rows: Mapping[str, Figures], columns: Sequence[str]) -> str:
         cells.append([name, *(to_cell(figures[column]) for column in columns)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
         for line in cells
     )
 
@@ -115,7 +117,9 @@ def to_json(trial: Trial, rows: Mapping[str, Figures], settings: dict) -> dict:
             "interval": "95%, bootstrap over characters (single) and over pairs (pair)",
             **settings,
         },
-        "painters": {name: nested({key: asdict(one) for key, one in figures.items()}) for name, figures in rows.items()},
+        "painters": {
+            name: nested({key: asdict(one) for key, one in figures.items()}) for name, figures in rows.items()
+        },
     }
     if OURS in rows:
         report |= nested({key: one.value for key, one in rows[OURS].items()})

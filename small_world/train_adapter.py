@@ -3,45 +3,41 @@
     python -m small_world.train_adapter --folder FOLDER [--variant NAME ...] [--steps STEPS]
 
 Scenes are drawn as they are needed; every character's reference shows it in another pose. Writes
-FOLDER/adapters/NAME.safetensors. Needs the base models in FOLDER.
+FOLDER/adapters/NAME/mmdiff.safetensors. Needs the base models in FOLDER.
 """
 
 import argparse
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .host import use_comfyui
+from .training import Log, Plan, load_base, start, training_device  # isort: skip  (first: it finds ComfyUI)
 
-use_comfyui()
-
-import torch  # noqa: E402
-
-from mmdiff_model.adapter import SUBJECT  # noqa: E402
-from mmdiff_model.checkpoint import write_safetensors  # noqa: E402
-from mmdiff_model.training.constraint import BALANCE, MASKED, NONE  # noqa: E402
-from mmdiff_model.training.dataset import Drops, Examples  # noqa: E402
-from mmdiff_model.training.examples import Preparation  # noqa: E402
-from mmdiff_model.training.objective import Losses, Objective  # noqa: E402
-from mmdiff_model.training.trainable import (  # noqa: E402
+from mmdiff_model.adapter import SUBJECT
+from mmdiff_model.training import config
+from mmdiff_model.training.constraint import BALANCE, MASKED, NONE, Constraint
+from mmdiff_model.training.dataset import Drops
+from mmdiff_model.training.objective import Losses
+from mmdiff_model.training.processes import Processes, signals
+from mmdiff_model.training.session import Session
+from mmdiff_model.training.trainable import (
     IMAGE_BRANCH,
     LORA,
     PARTS,
     REFINER,
     TEXT_FUSION,
     VISION,
+    Part,
     Shape,
-    Trainable,
 )
 
-from .drawing import SIZE  # noqa: E402
-from .models import load_clip, load_model, load_vae, load_vision  # noqa: E402
-from .training import Plan, Trainer, start, training_device  # noqa: E402
-from .world import World  # noqa: E402
+from .drawing import SIZE
+from .world import World
 
 ADAPTERS = "adapters"
-STEPS, BATCH, SEED, SCENES = 4000, 32, 4, 12000
+STEPS, SEED, SCENES = 4000, 4, 12000
 SHAPE = Shape(num_tokens=4, depth=1, token_hidden=96, lora_rank=12, text_lora_rank=8, vision_layers=1)
-LOSSES = Losses(constraint=BALANCE, constraint_weight=0.05, snr_limit=5.0)
+LOSSES = Losses(constraint=BALANCE, constraint_weight=0.1, snr_limit=5.0)
 DROPS = Drops(text=0.05, image=0.05, both=0.05, background=0.25)
 
 
@@ -49,12 +45,12 @@ DROPS = Drops(text=0.05, image=0.05, both=0.05, background=0.25)
 class Variant:
     """What a training differs in from MM-Diff's own."""
 
-    parts: tuple[str, ...] = PARTS
-    constraint: str = BALANCE
+    parts: tuple[Part, ...] = PARTS
+    constraint: Constraint = BALANCE
     shape: Shape = SHAPE
 
 
-def without(part: str) -> Variant:
+def without(part: Part) -> Variant:
     return Variant(tuple(other for other in PARTS if other != part))
 
 
@@ -70,29 +66,32 @@ VARIANTS = {
 }
 
 
-def train_adapter(folder: Path, name: str, steps: int) -> bool:
-    """Trains one variant up to its steps and writes it, also if told to stop (False)."""
+def configure(folder: Path, name: str, steps: int) -> config.TrainConfig:
+    """The configuration that trains a variant in `steps` steps."""
     variant = VARIANTS[name]
-    torch.manual_seed(SEED)
-    device = training_device()
-    model, clip, vae, clip_vision = (load(folder) for load in (load_model, load_clip, load_vae, load_vision))
-    trainable = Trainable(model.model, clip, clip_vision, SUBJECT, variant.shape, variant.parts)
-    for module in (model.model, clip.cond_stage_model, clip_vision.model, trainable):
-        module.to(device)
-    prepare = Preparation(model.model, clip, vae, clip_vision, SUBJECT, SIZE)
-    examples = Examples(World(SEED, SCENES), prepare, DROPS, SEED, cache=True)
-    losses = replace(LOSSES, constraint=variant.constraint)
-    objective = Objective(model, clip, clip_vision, trainable, losses, prepare.empty)
+    return config.TrainConfig(
+        output=folder / ADAPTERS / name,
+        variant=SUBJECT,
+        base=config.SmallWorld(folder),
+        data=config.Data((), SIZE, cache=True),
+        plan=config.Plan(steps, rate=1.5e-3, warmup=100, ema_steps=300, batch_size=32, precision="bf16"),
+        shape=variant.shape,
+        parts=variant.parts,
+        losses=replace(LOSSES, constraint=variant.constraint),
+        drops=DROPS,
+        checkpoint_seconds=120,
+        seed=SEED,
+    )
 
-    def loss_of(step: int):
-        batch = examples.batch(step, BATCH)
-        with torch.autocast(device.type, torch.bfloat16):
-            return objective.loss(batch)
 
-    plan = Plan(name, steps, rate=1.5e-3, warmup=100, ema_steps=300)
-    trainer = Trainer(plan, folder / ADAPTERS, trainable)
-    finished = trainer.run(loss_of)
-    write_safetensors(*trainable.export(trainer.averaged()), folder / ADAPTERS / f"{name}.safetensors")
+def train_adapter(folder: Path, name: str = "mmdiff", steps: int = STEPS) -> bool:
+    """Trains one variant up to its steps and writes it, also if told to stop (False)."""
+    settings = configure(folder, name, steps)
+    session = Session(settings, load_base(folder), World(SEED, SCENES), Processes(training_device()))
+    log = Log(Plan(name, steps, settings.plan.rate), session.loop.step)
+    with signals() as stop:
+        finished = session.run(stop, log.write)
+    logging.info("%s: %s", name, session.checkpoint)
     return finished
 
 

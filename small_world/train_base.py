@@ -52,7 +52,7 @@ def train_base(folder: Path) -> bool:
         nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device).requires_grad_(True)
     )
     trainer = Trainer(PLAN, folder, modules)
-    finished = trainer.run(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
+    finished = trainer.train(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
     export_base(folder, trainer.averaged())
     return finished
 

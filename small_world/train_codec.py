@@ -38,7 +38,7 @@ def train_codec(folder: Path) -> bool:
     device = training_device()
     codec = build_codec().to(device).requires_grad_(True)
     trainer = Trainer(PLAN, folder, codec)
-    if not trainer.run(lambda step: codec_loss(codec, step, device)):
+    if not trainer.train(lambda step: codec_loss(codec, step, device)):
         return False
     codec.load_state_dict(trainer.averaged())
     codec.eval()

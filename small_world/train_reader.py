@@ -46,7 +46,7 @@ def train_reader(folder: Path) -> bool:
     data = load_shards(folder / "decoded", SHARDS, lambda shard: decode_scenes(codec, shard, device))
     reader = Reader().to(device)
     trainer = Trainer(PLAN, folder, reader)
-    if not trainer.run(lambda step: reader_loss(reader, data["pictures"], step, device)):
+    if not trainer.train(lambda step: reader_loss(reader, data["pictures"], step, device)):
         return False
     write_weights(folder, READER, trainer.averaged())
     cases = draw_cases(SEED, characters=1, count=200)

@@ -97,7 +97,7 @@ def train_vision(folder: Path) -> bool:
     data = load_shards(folder / "views", SHARDS, lambda shard: draw_views(SEED, shard, held_out=False))
     training = VisionTraining().to(device).requires_grad_(True)
     trainer = Trainer(PLAN, folder, training)
-    if not trainer.run(lambda step: vision_loss(training, data, step, device)):
+    if not trainer.train(lambda step: vision_loss(training, data, step, device)):
         return False
     training.load_state_dict(trainer.averaged())
     write_weights(folder, VISION_ENCODER, training.encoder.state_dict())

@@ -1,22 +1,27 @@
-"""The training loop that all phases share: AdamW, warm-up and cosine, EMA, and checkpoints that resume bit for bit.
-
-Step k is a function of the state after step k - 1 and of k alone: batches, noise and drops come from a generator seeded
-with k. So a killed run loses at most the steps since its last checkpoint, and ends as if it had never stopped.
-"""
+"""What the phases share: a plan, the loop of mmdiff_model.training with a log, weights in half precision."""
 
 import argparse
 import logging
-import math
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from .host import use_comfyui
+
+use_comfyui()
+
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from mmdiff_model.training.loop import Figures, Loop, Micro  # noqa: E402
+from mmdiff_model.training.processes import Processes, signals  # noqa: E402
+from mmdiff_model.training.session import BaseModels  # noqa: E402
+from mmdiff_model.training.state import State  # noqa: E402
+
+from .models import load_clip, load_model, load_vae, load_vision  # noqa: E402
 
 CHECKPOINT_SECONDS = 120
 LOG_SECONDS = 20
@@ -27,7 +32,7 @@ Loss = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a phase is trained: its name, steps, peak learning rate and the time constant of its EMA in steps."""
+    """How a phase is trained, as the loop reads it; its loss chooses itself what runs in half precision."""
 
     name: str
     steps: int
@@ -35,105 +40,49 @@ class Plan:
     warmup: int = 200
     ema_steps: int = 500
     decay: float = 0.01
-
-    def rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a fiftieth of the peak."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    clip_norm: float = 1.0
+    accumulation: int = 1
+    precision: str = "fp32"
 
 
-class Trainer:
-    """Trains what of a module has gradients and keeps its EMA; `folder`/<name>.checkpoint holds all of its state."""
+class Trainer(Loop):
+    """A phase on one device; `folder`/<name>.checkpoint holds its state."""
 
     def __init__(self, plan: Plan, folder: Path, module: nn.Module):
-        self.plan = plan
-        self.path = folder / f"{plan.name}.checkpoint"
-        self.module = module.train()
-        self.weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), betas=(0.9, 0.99), weight_decay=plan.decay)
-        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.step = 0
-        self.stopped = False
-        if self.path.is_file():
-            self.restore()
-
-    def restore(self) -> None:
-        device = next(iter(self.weights.values())).device
-        state = torch.load(self.path, map_location=device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.step = state["average"], state["step"]
-
-    def save(self) -> None:
-        """Replaces the checkpoint as a whole, so that a kill leaves the old one or the new one. Raises OSError."""
-        state = {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "step": self.step,
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        super().__init__(plan, module, State(folder / f"{plan.name}.checkpoint", {}), Processes(training_device()))
 
     def averaged(self) -> dict[str, Tensor]:
         """The module's state with the averaged weights."""
         return {**self.module.state_dict(), **self.average}
 
-    def run(self, loss_of: Loss) -> bool:
+    def train(self, loss_of: Loss) -> bool:
         """Trains up to the plan's steps; False where SIGTERM or SIGINT ended it early.
 
-        loss_of(step) -> the loss, and figures for the log. Raises FloatingPointError on a NaN.
+        loss_of(step) -> the loss, and figures for the log. Raises LossError, OSError.
         """
-        previous = [signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)]
-        logger.info("%s: from step %d to %d", self.plan.name, self.step, self.plan.steps)
-        saved = logged = time.monotonic()
-        seen = self.step
-        while self.step < self.plan.steps and not self.stopped:
-            figures = self.update(loss_of)
-            now = time.monotonic()
-            if now - logged > LOG_SECONDS or self.step == self.plan.steps:
-                self._log(figures, (now - logged) / (self.step - seen))
-                logged, seen = now, self.step
-            if now - saved > CHECKPOINT_SECONDS:
-                self.save()
-                saved = time.monotonic()
-        self.save()
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), previous, strict=True):
-            signal.signal(number, handler)
-        return not self.stopped
+        log = Log(self.plan, self.step)
+        with signals() as stop:
+            return self.run(lambda step: Micro(*loss_of(step)), CHECKPOINT_SECONDS, stop, log.write)
 
-    def update(self, loss_of: Loss) -> dict[str, Tensor]:
-        """One step -> its figures."""
-        loss, figures = loss_of(self.step)
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"{self.plan.name}: the loss of step {self.step} is {loss.item()}; "
-                f"{self.path} holds the last good state"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate_at(self.step)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        keep = min(1 - 1 / self.plan.ema_steps, self.step / (self.step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - keep)
-        return {"loss": loss.detach(), **figures}
 
-    def _stop(self, *_) -> None:
-        self.stopped = True
+class Log:
+    """A line every LOG_SECONDS and after the last step."""
 
-    def _log(self, figures: dict[str, Tensor], seconds: float) -> None:
-        left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.plan.steps - self.step)))
-        values = ", ".join(f"{name} {float(value):.4f}" for name, value in figures.items())
-        progress = f"{self.plan.name} {self.step}/{self.plan.steps}"
-        logger.info("%s, %s, %.2f s a step, %s left", progress, values, seconds, left)
+    def __init__(self, plan: Plan, step: int):
+        logger.info("%s: from step %d to %d", plan.name, step, plan.steps)
+        self.plan, self.step, self.time = plan, step, time.monotonic()
+
+    def write(self, step: int, figures: Figures) -> None:
+        now = time.monotonic()
+        if now - self.time < LOG_SECONDS and step < self.plan.steps:
+            return
+        seconds = (now - self.time) / (step - self.step)
+        left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.plan.steps - step)))
+        values = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        logger.info(
+            "%s %d/%d, %s, %.2f s a step, %s left", self.plan.name, step, self.plan.steps, values, seconds, left
+        )
+        self.step, self.time = step, now
 
 
 def generator(name: str, step: int) -> torch.Generator:
@@ -144,6 +93,11 @@ def generator(name: str, step: int) -> torch.Generator:
 
 def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(weights: Path) -> BaseModels:
+    """The trained base, for an adapter to be trained on it."""
+    return BaseModels(*(load(weights) for load in (load_model, load_clip, load_vae, load_vision)))
 
 
 def write_weights(folder: Path, name: str, state: dict[str, Tensor]) -> None:

@@ -233,44 +233,16 @@ def small_base(folder: Path, steps: int) -> tuple[training.Trainer, training.Los
 
 
 @torch.enable_grad()
-def test_training_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_base, "BATCH", 4)
-    whole, loss = small_base(tmp_path / "whole", 4)
-    assert whole.run(loss)
-    first, loss = small_base(tmp_path / "parts", 4)
-    for _ in range(2):
-        first.update(loss)
-    first.save()
-    second, loss = small_base(tmp_path / "parts", 4)
-    assert second.step == 2
-    assert second.run(loss)
-    for name, tensor in whole.module.state_dict().items():
-        assert torch.equal(tensor, second.module.state_dict()[name]), name
-    for name, tensor in whole.average.items():
-        assert torch.equal(tensor, second.average[name]), name
-
-
-@torch.enable_grad()
 def test_training_reaches_every_parameter_but_dead_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(train_base, "BATCH", 4)
     trainer, loss = small_base(tmp_path, 3)
     for _ in range(3):  # layers behind SDXL's zeros move from the third step on
-        trainer.update(loss)
-    still = {name for name, weight in trainer.weights.items() if weight.grad is None or not weight.grad.any()}
+        trainer.update(lambda step: Micro(*loss(step)))
+    still = {name for name, weight in trainer.weights.items() if not weight.grad.any()}
     assert all(
         name.startswith("text.clip_l") and (".layers.2." in name or "final" in name or "projection" in name)
         for name in still
     ), sorted(still)[:5]
-
-
-@torch.enable_grad()
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_state(tmp_path):
-    module = torch.nn.Linear(2, 1)
-    trainer = training.Trainer(training.Plan("line", 5, 1e-2), tmp_path, module)
-    trainer.save()
-    with pytest.raises(FloatingPointError, match=r"line: the loss of step 0 is nan.*line\.checkpoint"):
-        trainer.run(lambda step: (module(torch.full((1, 2), torch.nan)).sum(), {}))
-    assert training.Trainer(training.Plan("line", 5, 1e-2), tmp_path, torch.nn.Linear(2, 1)).step == 0
 
 
 def test_shards_are_made_once(tmp_path):

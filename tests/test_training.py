@@ -123,9 +123,9 @@ def test_gradients_reach_what_is_trained_and_nothing_else(tiny, training, left_o
 
 
 def test_a_closed_objective_leaves_the_base_bit_for_bit(tiny, training):
-    before = {name: tensor.clone() for name, tensor in tiny.model.model.state_dict().items()}
     text = encode_plain(tiny)
     expected = run(guider_for(tiny.model, text), sigmas=ONE_STEP)
+    before = {name: tensor.clone() for name, tensor in tiny.model.model.state_dict().items()}
     objective = training()
     step(objective, examples(tiny).batch(0, 2))
     objective.close()

@@ -13,18 +13,20 @@ to the softmax, trained here and used nowhere else: the map is then low where th
 the background.
 """
 
+from typing import Literal, get_args
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..attention import BlockKey
 
-BALANCE, MASKED, NONE = "balance", "masked", "none"
-KINDS = (BALANCE, MASKED, NONE)
+Constraint = Literal["balance", "masked", "none"]
+BALANCE, MASKED, NONE = get_args(Constraint)
 
 
 def balance(maps: Tensor, masks: Tensor, present: Tensor) -> Tensor:
-    """maps and masks (b, s, h w) in 0..1, present (b, s) -> mean over the subjects that are present, in -1..1.
+    """maps and masks (b, s, h w) in 0..1, present (b, s) -> mean over subjects, then over examples, in -1..1.
 
     FastComposer's foreground-background balance; -1 where all attention is inside and complete.
     """
@@ -34,7 +36,7 @@ def balance(maps: Tensor, masks: Tensor, present: Tensor) -> Tensor:
 
 
 def masked(maps: Tensor, masks: Tensor, present: Tensor) -> Tensor:
-    """Shapes as in `balance` -> mean squared error over the subjects that are present (StoryMaker)."""
+    """Shapes as in `balance` -> mean squared error (StoryMaker)."""
     return _mean((maps - masks).square().mean(dim=-1), present)
 
 
@@ -97,5 +99,6 @@ def _attention(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> 
 
 
 def _mean(values: Tensor, present: Tensor) -> Tensor:
+    """Means over each example's subjects, then over all examples: a batch is the mean of its parts."""
     present = present.to(values)
-    return (values * present).sum() / present.sum().clamp(min=1)
+    return ((values * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean()

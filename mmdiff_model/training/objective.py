@@ -17,7 +17,7 @@ from ..adapter import PORTRAIT
 from ..attention import BlockKey, MultimodalCrossAttention, Projection, block_key
 from ..text import ENCODERS
 from .attention import training_step
-from .constraint import MASKED, NONE, AttentionConstraint
+from .constraint import BALANCE, MASKED, NONE, AttentionConstraint, Constraint
 from .dataset import Batch
 from .encoders import allow_gradients, attend_by_products, embed_token, encode_pixels, encode_rows
 from .lora import attach
@@ -33,7 +33,7 @@ class Losses:
     snr_limit: min-SNR weighting of the noise loss, 0 for equal weights.
     """
 
-    constraint: str = "balance"
+    constraint: Constraint = BALANCE
     constraint_weight: float = 0.01
     snr_limit: float = 0.0
 
@@ -55,15 +55,8 @@ class Objective:
     ):
         self.model, self.clip, self.clip_vision = model.model, clip, clip_vision
         self.trainable, self.losses, self.empty = trainable, losses, empty
-        text = clip.cond_stage_model
-        for module in (self.model.diffusion_model, text, clip_vision.model):
+        for module in (self.model.diffusion_model, clip.cond_stage_model, clip_vision.model):
             module.requires_grad_(False)
-        self.hooks = [
-            *allow_gradients(text),
-            *allow_gradients(clip_vision.model),
-            *attach(trainable.unet_lora, self.model, trainable.unet_keys),
-            *attach(trainable.text_lora, text, trainable.text_keys),
-        ]
         self.projections = [
             Projection(
                 block_key(module),
@@ -72,6 +65,17 @@ class Objective:
                 *(trainable.image_lora[f"{attention}.to_{side}"].pair for side in "kv"),
             )
             for attention, module in trainable.cross_attentions.items()
+        ]
+        self.open()
+
+    def open(self) -> None:
+        """Attaches the LoRAs to the base."""
+        text = self.clip.cond_stage_model
+        self.hooks = [
+            *allow_gradients(text),
+            *allow_gradients(self.clip_vision.model),
+            *attach(self.trainable.unet_lora, self.model, self.trainable.unet_keys),
+            *attach(self.trainable.text_lora, text, self.trainable.text_keys),
         ]
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ encoders; LoRAs of their own for image K and V; the last layers of the vision en
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import comfy.utils
 import torch
@@ -20,7 +21,8 @@ from ..text import ENCODERS
 from .encoders import last_layers
 from .lora import LoRAs, image_projections, text_projections, unet_projections, weights_of
 
-TEXT_FUSION, IMAGE_BRANCH, REFINER, LORA, VISION = PARTS = ("text_fusion", "image_branch", "refiner", "lora", "vision")
+Part = Literal["text_fusion", "image_branch", "refiner", "lora", "vision"]
+TEXT_FUSION, IMAGE_BRANCH, REFINER, LORA, VISION = PARTS = get_args(Part)
 ARCFACE_DIM = 512
 BACKGROUND_TOKENS = 4
 
@@ -50,7 +52,7 @@ class Trainable(nn.Module):
         clip_vision: ClipVisionModel,
         variant: str,
         shape: Shape,
-        parts: tuple[str, ...] = PARTS,
+        parts: tuple[Part, ...] = PARTS,
     ):
         super().__init__()
         self.variant, self.shape, self.parts = variant, shape, parts

@@ -1,0 +1,186 @@
+"""The training loop: AdamW, warm-up and cosine, accumulation, mixed precision, EMA, several processes.
+
+Step k is a function of the state after step k - 1 and of k alone, so a run that was killed ends as if it had never
+stopped. A step's gradient is the mean over its micro-batches on all processes.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .processes import Processes
+from .state import State
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BETAS = 0.9, 0.99
+LOWEST_SCALE = 1.0  # of fp16's losses: below it, it is not the scale that makes gradients overflow
+
+Figures = dict[str, float]
+Stop = Callable[[], bool]
+After = Callable[[int, Figures], None]
+
+
+def never() -> bool:
+    """Not to be stopped."""
+    return False
+
+
+def ignore(step: int, figures: Figures) -> None:
+    """Nothing to do after a step."""
+
+
+class Plan(Protocol):
+    """What the loop reads of config.Plan."""
+
+    steps: int
+    rate: float
+    warmup: int
+    decay: float
+    clip_norm: float
+    ema_steps: int
+    accumulation: int
+    precision: str
+
+
+class LossError(FloatingPointError):
+    """A loss or gradient that is not finite: the step, and what it was computed from."""
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What a micro-batch gives: its loss, figures to log, names of its examples."""
+
+    loss: Tensor
+    figures: dict[str, Tensor] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+
+Compute = Callable[[int], Micro]
+
+
+class Loop:
+    """Trains what of a module has gradients; `state` keeps everything that a resumed run needs."""
+
+    def __init__(self, plan: Plan, module: nn.Module, state: State, processes: Processes):
+        self.plan, self.module, self.processes = plan, module.train(), processes
+        self.weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.weights.values(), betas=BETAS, weight_decay=plan.decay)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=plan.precision == "fp16")
+        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        for weight in self.weights.values():  # all have one, so that processes with other examples agree
+            weight.grad = torch.zeros_like(weight)
+        self.step = 0
+        self.state = state
+        if (saved := state.load(processes.device)) is not None:
+            self.restore(saved)
+
+    def run(self, compute: Compute, save_seconds: float, stop: Stop = never, after: After = ignore) -> bool:
+        """Trains up to the plan's steps; False where `stop` ended it on any process. Both ways the state is saved.
+
+        compute(n) -> micro-batch n of this process, under autocast to the plan's precision.
+        after(step, figures) is called after every step. Raises LossError, and OSError where the state cannot be kept;
+        what was saved before stays.
+        """
+        saved = time.monotonic()
+        stopped = False
+        while self.step < self.plan.steps and not stopped:
+            figures, stopped = self.update(compute, stop())
+            after(self.step, figures)
+            if time.monotonic() - saved > save_seconds:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        return not stopped
+
+    def update(self, compute: Compute, stop: bool = False) -> tuple[Figures, bool]:
+        """One step -> its figures, and whether any process wants to stop."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.plan, self.step)
+        self.optimizer.zero_grad(set_to_none=False)
+        first = self.step * self.plan.accumulation
+        micros = [self.backward(compute, number) for number in range(first, first + self.plan.accumulation)]
+        loss = torch.stack([micro.loss for micro in micros]).mean()
+        loss, stop = self.share(loss, stop)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.plan.clip_norm)
+        self.check(loss, norm, micros)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self.follow()
+        parts = {name: mean_of(micros, name) for name in micros[0].figures}
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {"loss": float(loss), **parts, "gradient": float(norm), "rate": rate}, stop
+
+    def backward(self, compute: Compute, number: int) -> Micro:
+        """Adds a micro-batch's share to the gradients."""
+        with torch.autocast(self.processes.device.type, DTYPES[self.plan.precision], self.plan.precision != "fp32"):
+            micro = compute(number)
+        self.scaler.scale(micro.loss / self.plan.accumulation).backward()
+        return Micro(micro.loss.detach().float(), micro.figures, micro.names)
+
+    def share(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """Makes gradients the mean over the processes -> the mean loss, and whether any of them stops."""
+        if self.processes.ranks == 1:
+            return loss, stop
+        gradients = [weight.grad for weight in self.weights.values()]
+        flat = torch.cat([gradient.flatten() for gradient in gradients] + [torch.stack([loss, loss.new_tensor(stop)])])
+        flat = self.processes.mean(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients] + [1, 1])
+        for gradient, part in zip(gradients, parts[:-2], strict=True):
+            gradient.copy_(part.view_as(gradient))
+        return parts[-2][0], bool(parts[-1] > 0)
+
+    def check(self, loss: Tensor, norm: Tensor, micros: list[Micro]) -> None:
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > LOWEST_SCALE
+        if loss.isfinite() and (norm.isfinite() or overflow):
+            return
+        what = f"the loss is {loss.item()}" if not loss.isfinite() else f"the gradient's norm is {norm.item()}"
+        names = ", ".join(name for micro in micros for name in micro.names if not micro.loss.isfinite())
+        names = names or ", ".join(name for micro in micros for name in micro.names)
+        raise LossError(
+            f"step {self.step}: {what}, batch: {names}. Training has stopped; {self.state.path} holds the last good "
+            "state. Look at these examples, or go on from there with a lower plan.rate or another plan.precision."
+        )
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves the average towards the weights, faster in the beginning."""
+        keep = min(1 - 1 / self.plan.ema_steps, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - keep)
+
+    def save(self) -> None:
+        """Raises OSError."""
+        if self.processes.rank == 0:
+            self.state.save(
+                {
+                    "module": self.module.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "average": self.average,
+                    "step": self.step,
+                }
+            )
+
+    def restore(self, saved: dict) -> None:
+        self.module.load_state_dict(saved["module"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.average, self.step = saved["average"], saved["step"]
+
+
+def rate_at(plan: Plan, step: int) -> float:
+    """The learning rate: a linear warm-up, then a cosine down to a fiftieth of the peak."""
+    if step < plan.warmup:
+        return plan.rate * (step + 1) / plan.warmup
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return plan.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def mean_of(micros: list[Micro], name: str) -> float:
+    return float(torch.stack([micro.figures[name] for micro in micros]).mean())

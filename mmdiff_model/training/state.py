@@ -1,0 +1,53 @@
+"""The state of a training on disk: one file that is replaced as a whole, so that a kill leaves the old or the new."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+class StateError(ValueError):
+    """A state that does not belong to the training that wants to resume it."""
+
+
+class State:
+    """`path` holds the state of a training that `identity` describes: what must be the same for a resumed run to end
+    as an uninterrupted one, by the configuration's keys."""
+
+    def __init__(self, path: Path, identity: dict[str, str]):
+        self.path, self.identity = path, identity
+
+    def load(self, device: torch.device) -> dict | None:
+        """What was saved, or None. Raises StateError where it is another training's."""
+        if not self.path.is_file():
+            return None
+        saved = torch.load(self.path, map_location=device, weights_only=True)
+        identity = saved.pop("identity")
+        changed = [key for key in self.identity if identity.get(key) != self.identity[key]]
+        if changed:
+            was = "; ".join(f"{key} was {identity.get(key)}, now {self.identity[key]}" for key in changed)
+            raise StateError(
+                f"{self.path}: the training in this folder was started with other settings ({was}). Put them back to "
+                "go on with it, or choose another output."
+            )
+        return saved
+
+    def save(self, values: dict) -> None:
+        """Replaces the file. Raises OSError; the file that was there stays."""
+        write_whole(self.path, lambda partial: torch.save({**values, "identity": self.identity}, partial))
+
+
+def write_whole(path: Path, write) -> None:
+    """write(partial) makes a file beside `path` that then takes its place. Raises OSError with what to do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with a RuntimeError
+        partial.unlink(missing_ok=True)
+        kept = "the file of the last save is still there" if path.is_file() else "nothing has been saved yet"
+        raise OSError(
+            f"{path}: could not be written ({error}); {kept}. Free some disk space or fix the folder, then run the "
+            "same command again."
+        ) from error
