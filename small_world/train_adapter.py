@@ -66,13 +66,12 @@ VARIANTS = {
 }
 
 
-def configure(folder: Path, name: str, steps: int) -> config.TrainConfig:
+def configure(folder: Path, name: str, steps: int) -> config.Settings:
     """The configuration that trains a variant in `steps` steps."""
     variant = VARIANTS[name]
-    return config.TrainConfig(
+    return config.Settings(
         output=folder / ADAPTERS / name,
         variant=SUBJECT,
-        base=config.SmallWorld(folder),
         data=config.Data((), SIZE, cache=True),
         plan=config.Plan(steps, rate=1.5e-3, warmup=100, ema_steps=300, batch_size=32, precision="bf16"),
         shape=variant.shape,

@@ -78,3 +78,23 @@ def checkpoint(official_folder):
     from mmdiff_model.checkpoint import load_checkpoint
 
     return load_checkpoint(official_folder)
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory) -> Path:
+    """Untrained weights of the small world's whole family, saved as trained ones are."""
+    sys.path.append(str(ROOT))
+    from small_world import models, training
+
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    base = models.build_base()
+    modules = {
+        models.CODEC: models.build_codec(),
+        models.VISION_ENCODER: models.build_vision(),
+        models.TEXT_ENCODERS: models.build_text(),
+        models.UNET_MODEL: base.diffusion_model,
+    }
+    for name, module in modules.items():
+        training.write_weights(folder, name, module.state_dict())
+    return folder

@@ -131,31 +131,14 @@ def test_records_are_the_annotation_tools(tmp_path):
             assert left <= columns.min() and columns.max() < right and top <= rows.min() and rows.max() < bottom
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """Untrained weights of the whole family, saved as trained ones are."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    base = models.build_base()
-    modules = {
-        models.CODEC: models.build_codec(),
-        models.VISION_ENCODER: models.build_vision(),
-        models.TEXT_ENCODERS: models.build_text(),
-        models.UNET_MODEL: base.diffusion_model,
-    }
-    for name, module in modules.items():
-        training.write_weights(folder, name, module.state_dict())
-    return folder
+def test_all_weights_leave_room_for_an_adapter(small_weights):
+    assert sum(path.stat().st_size for path in small_weights.glob("*.safetensors")) < 10.5e6
 
 
-def test_all_weights_leave_room_for_an_adapter(weights):
-    assert sum(path.stat().st_size for path in weights.glob("*.safetensors")) < 10.5e6
-
-
-def test_text_is_encoded_as_by_comfyui(weights):
-    clip = models.load_clip(weights)
+def test_text_is_encoded_as_by_comfyui(small_weights):
+    clip = models.load_clip(small_weights)
     text = models.build_text()
-    text.load_state_dict(training_state(weights, models.TEXT_ENCODERS))
+    text.load_state_dict(training_state(small_weights, models.TEXT_ENCODERS))
     caption = "a man waving and a cute dog sitting in the snow at night"
     context, pooled = train_base.encode_text(text, vocabulary.tokenize([caption]))
     expected, expected_pooled = clip.encode_from_tokens(clip.tokenize(caption), return_pooled=True)
@@ -171,8 +154,8 @@ def test_words_of_the_world_have_rows_of_their_own_and_others_share_one():
     assert unknown.tolist() == [0, 0]
 
 
-def test_pictures_are_encoded_as_by_comfyui(weights):
-    vision = models.load_vision(weights)
+def test_pictures_are_encoded_as_by_comfyui(small_weights):
+    vision = models.load_vision(small_weights)
     pictures = references(make_scene(1, 3, characters=2), 0)
     patches, cls = transformers.encode_pixels(vision.model, train_vision.normalise(pictures))
     output = vision.encode_image(torch.from_numpy(pictures).float() / 255)
@@ -180,8 +163,8 @@ def test_pictures_are_encoded_as_by_comfyui(weights):
     torch.testing.assert_close(cls, output["image_embeds"], atol=2e-5, rtol=0)
 
 
-def test_noise_is_predicted_as_by_comfyui(weights):
-    base = models.load_model(weights).model
+def test_noise_is_predicted_as_by_comfyui(small_weights):
+    base = models.load_model(small_weights).model
     torch.manual_seed(1)
     latents, noise = torch.randn(2, 2, 4, 16, 16)
     context, pooled, steps = torch.randn(2, 77, models.CONTEXT), torch.randn(2, 96), torch.tensor([30, 800])
@@ -214,8 +197,8 @@ def test_scaled_latents_are_sdxls_and_decode_to_the_same_picture():
     torch.testing.assert_close(codec.decode(codec.encode(pixels)), before, atol=1e-4, rtol=0)
 
 
-def test_codec_goes_through_the_hosts_vae(weights):
-    vae = models.load_vae(weights)
+def test_codec_goes_through_the_hosts_vae(small_weights):
+    vae = models.load_vae(small_weights)
     assert vae.encode(torch.rand(1, 128, 128, 3)).shape == (1, 4, 16, 16)
     assert vae.decode(torch.randn(1, 4, 16, 16)).shape == (1, 128, 128, 3)
 

@@ -82,13 +82,12 @@ class Samples:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training; `output` is the folder of its state, checkpoint and logs."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A training on a base that is loaded; `output` is the folder of its state, checkpoint and logs."""
 
     output: Path
     variant: Literal["portrait", "subject"]
-    base: Base | SmallWorld
     data: Data
     plan: Plan
     shape: Shape = field(default_factory=Shape)
@@ -97,8 +96,15 @@ class TrainConfig:
     drops: Drops = field(default_factory=Drops)
     gradient_checkpointing: bool = False
     checkpoint_seconds: Positive = 600
-    samples: Samples | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """A training with the files of its base, and pictures to paint on the way."""
+
+    base: Base | SmallWorld
+    samples: Samples | None = None
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -1,36 +1,56 @@
-"""What a training tells while it runs: a progress bar, log.csv, and TensorBoard's files."""
+"""What a training tells while it runs: log.csv, a progress bar, and TensorBoard's files."""
 
 import csv
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .loop import Figures
 from .state import write_whole
 
-CSV_FILE = "log.csv"
+CSV_FILE, BOARD_FOLDER = "log.csv", "tensorboard"
 SMOOTHING = 0.98
 
 
-class Log:
-    """The log of a run from `step` to `steps`; what an earlier run logged beyond `step` is dropped."""
+class CsvLog:
+    """`folder`/log.csv, a row for each step; what an earlier run logged beyond `step` is dropped."""
 
-    def __init__(self, folder: Path, step: int, steps: int):
+    def __init__(self, folder: Path, step: int):
         self.path = folder / CSV_FILE
         keep_steps(self.path, step)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
-        self.loss: float | None = None
 
     def write(self, step: int, figures: Figures) -> None:
         """Adds a step. Raises OSError."""
         fresh = not self.path.is_file()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="") as file:
             rows = csv.writer(file)
             if fresh:
                 rows.writerow(["step", *figures])
             rows.writerow([step, *figures.values()])
+
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of every row."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+
+
+class Log:
+    """log.csv, TensorBoard and a progress bar of a run from `step` to `steps`."""
+
+    def __init__(self, folder: Path, step: int, steps: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.csv = CsvLog(folder, step)
+        self.board = SummaryWriter(str(folder / BOARD_FOLDER), purge_step=step + 1)
+        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
+        self.loss: float | None = None
+
+    def write(self, step: int, figures: Figures) -> None:
+        """Adds a step. Raises OSError."""
+        self.csv.write(step, figures)
         for name, value in figures.items():
             self.board.add_scalar(name, value, step)
         loss = figures["loss"]

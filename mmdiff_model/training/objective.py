@@ -55,6 +55,7 @@ class Objective:
     ):
         self.model, self.clip, self.clip_vision = model.model, clip, clip_vision
         self.trainable, self.losses, self.empty = trainable, losses, empty
+        self.attention = attend_by_products if trainable.background.device.type == "cpu" else None
         for module in (self.model.diffusion_model, clip.cond_stage_model, clip_vision.model):
             module.requires_grad_(False)
         self.projections = [
@@ -157,8 +158,8 @@ class Objective:
         if self.losses.constraint == MASKED:
             background = self.trainable.background[None, None]
             constraint.background = {p.block: self.project(p, background)[0] for p in self.projections}
-        if batch.latents.device.type == "cpu":
-            options["optimized_attention_override"] = attend_by_products
+        if self.attention is not None:
+            options["optimized_attention_override"] = self.attention
         height, width = (PIXELS_PER_LATENT * side for side in size)
         sizes = self.model.encode_adm(pooled_output=pooled, height=height, width=width, device=batch.latents.device)
         noisy = self.model.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), batch.noise, batch.latents)

@@ -10,10 +10,11 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
+from torch import nn
 
 from ..checkpoint import fingerprint, write_safetensors
 from .checkpointing import checkpoint_blocks
-from .config import TrainConfig
+from .config import Settings
 from .dataset import Examples
 from .examples import FindFace, Preparation
 from .loop import After, Loop, Micro, Stop, ignore, never
@@ -42,54 +43,45 @@ class BaseModels:
 
     def fingerprint(self) -> str:
         """Of everything that is frozen."""
-        parts = self.model.model.diffusion_model, self.clip.cond_stage_model, self.clip_vision.model
-        return fingerprint(
-            {
-                f"{number}.{name}": weight.cpu()
-                for number, part in enumerate(parts)
-                for name, weight in part.named_parameters()
-            }
-        )
+        frozen = nn.ModuleList((self.model.model.diffusion_model, self.clip.cond_stage_model, self.clip_vision.model))
+        return fingerprint({name: weight.detach().cpu() for name, weight in frozen.named_parameters()})
 
 
 class Session:
-    """One process's side of a training. It goes on from the state in `config.output`, where there is one.
+    """One process's side of a training. It goes on from the state in `settings.output`, where there is one.
 
     Raises StateError where that is another training's.
     """
 
-    def __init__(self, config: TrainConfig, base: BaseModels, records: Records, processes: Processes):
-        self.config, self.base, self.processes = config, base, processes
+    def __init__(self, settings: Settings, base: BaseModels, records: Records, processes: Processes):
+        self.settings, self.base, self.processes = settings, base, processes
         base.to(processes.device)
-        torch.manual_seed(config.seed)
-        models = base.model.model, base.clip, base.clip_vision
-        self.trainable = Trainable(*models, config.variant, config.shape, config.parts).to(processes.device)
-        prepare = Preparation(
-            base.model.model, base.clip, base.vae, base.clip_vision, config.variant, config.data.size, base.find_face
-        )
-        self.examples = Examples(records, prepare, config.drops, config.seed, config.data.cache)
-        self.objective = Objective(
-            base.model, base.clip, base.clip_vision, self.trainable, config.losses, prepare.empty
-        )
+        torch.manual_seed(settings.seed)
+        model, clip, clip_vision, variant = base.model.model, base.clip, base.clip_vision, settings.variant
+        self.trainable = Trainable(model, clip, clip_vision, variant, settings.shape, settings.parts)
+        self.trainable.to(processes.device)
+        prepare = Preparation(model, clip, base.vae, clip_vision, variant, settings.data.size, base.find_face)
+        self.examples = Examples(records, prepare, settings.drops, settings.seed, settings.data.cache)
+        self.objective = Objective(base.model, clip, clip_vision, self.trainable, settings.losses, prepare.empty)
         self.undo = [self.objective.close]
-        if config.gradient_checkpointing:
+        if settings.gradient_checkpointing:
             self.undo.append(checkpoint_blocks(base.model.model.diffusion_model))
-        state = State(config.output / STATE_FILE, identity(config, base, processes))
-        self.loop = Loop(config.plan, self.trainable, state, processes)
+        state = State(settings.output / STATE_FILE, identity(settings, base, processes))
+        self.loop = Loop(settings.plan, self.trainable, state, processes)
 
     @property
     def checkpoint(self) -> Path:
         """Where `export` writes the averaged weights."""
-        return self.config.output / CHECKPOINT_FILE
+        return self.settings.output / CHECKPOINT_FILE
 
     def compute(self, micro: int) -> Micro:
-        batch = self.examples.batch(micro, self.config.plan.batch_size, self.processes.rank, self.processes.ranks)
+        batch = self.examples.batch(micro, self.settings.plan.batch_size, self.processes.rank, self.processes.ranks)
         return Micro(*self.objective.loss(batch), batch.names)
 
     def run(self, stop: Stop = never, after: After = ignore) -> bool:
         """Trains and writes the checkpoint; False where `stop` ended it. Raises LossError, OSError."""
         with torch.enable_grad():
-            finished = self.loop.run(self.compute, self.config.checkpoint_seconds, stop, after)
+            finished = self.loop.run(self.compute, self.settings.checkpoint_seconds, stop, after)
         self.export()
         return finished
 
@@ -113,15 +105,15 @@ class Session:
             undo()
 
 
-def identity(config: TrainConfig, base: BaseModels, processes: Processes) -> dict[str, str]:
+def identity(settings: Settings, base: BaseModels, processes: Processes) -> dict[str, str]:
     """What a resumed training must share with the one that it goes on with, by the configuration's keys."""
     return {
-        "variant": config.variant,
+        "variant": settings.variant,
         "base": base.fingerprint(),
-        "data": str(dataclasses.replace(config.data, cache=False)),
-        "shape": str(config.shape),
-        "parts": ", ".join(config.parts),
-        "seed": str(config.seed),
-        "plan.batch_size on all processes": str(config.plan.batch_size * processes.ranks),
-        "plan.accumulation": str(config.plan.accumulation),
+        "data": str(dataclasses.replace(settings.data, cache=False)),
+        "shape": str(settings.shape),
+        "parts": ", ".join(settings.parts),
+        "seed": str(settings.seed),
+        "plan.batch_size on all processes": str(settings.plan.batch_size * processes.ranks),
+        "plan.accumulation": str(settings.plan.accumulation),
     }

@@ -1,0 +1,47 @@
+"""Copies of a base that a graph has loaded, for training to change as it likes."""
+
+import copy
+
+import comfy.model_management
+import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+from .examples import FindFace
+from .session import BaseModels
+
+
+def copy_base(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    clip_vision: ClipVisionModel,
+    dtype: torch.dtype,
+    find_face: FindFace | None = None,
+) -> BaseModels:
+    """The base with weights of its own in `dtype`, those patches baked in that the graph has put on it (LoRAs).
+
+    The VAE only encodes, so it is shared. Call it outside of inference mode: its tensors have no gradients.
+    """
+    comfy.model_management.unload_all_models()
+    text, vision = clip.clone(), copy.copy(clip_vision)
+    text.patcher = copy_patcher(clip.patcher, dtype)
+    text.cond_stage_model = text.patcher.model
+    vision.patcher = copy_patcher(clip_vision.patcher, dtype)
+    vision.model = vision.patcher.model
+    own = copy_patcher(model, dtype)
+    own.model.diffusion_model.dtype, own.model.manual_cast_dtype = dtype, None
+    return BaseModels(own, text, vae, vision, find_face)
+
+
+def copy_patcher(patcher: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
+    """A patcher without patches, around a copy of the module that has them in its weights."""
+    loaded_by = getattr(patcher.model, "current_patcher", None)
+    module = copy.deepcopy(patcher.model, {id(loaded_by): None})
+    own = patcher.clone(disable_dynamic=True, model_override=(module, ({}, {}, {}, set())))
+    for key in own.patches:
+        own.patch_weight_to_device(key)
+    own.patches, own.backup = {}, {}
+    module.to(dtype)
+    return own

@@ -1,0 +1,195 @@
+"""Training in a graph: a data folder becomes an MM-Diff checkpoint of the connected base."""
+
+from functools import partial
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..mmdiff_model.adapter import PORTRAIT, SUBJECT
+from ..mmdiff_model.checkpoint import load_checkpoint
+from .sockets import FACE_SOCKETS, MMDiff
+
+FOLDER = "mmdiff_training"
+PREVIEW_STEPS, PREVIEW_SIZE = 10, 512
+CHECKPOINT_SECONDS = 300
+
+
+class MMDiffTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffTrain",
+            display_name="Train MM-Diff",
+            category="MM-Diff/training",
+            description="Trains MM-Diff on the connected base with pictures whose subjects are annotated. Cancelling "
+            "keeps what was trained; running again with the same name goes on with it.",
+            search_aliases=["mm-diff training", "fine-tune", "personalization"],
+            inputs=[
+                io.Model.Input("model", tooltip="The SDXL base. LoRAs on it count as a part of it."),
+                io.Clip.Input("clip", tooltip="Its two text encoders."),
+                io.Vae.Input("vae", tooltip="Its VAE. In half precision use one that is made for it."),
+                io.ClipVision.Input("clip_vision", tooltip="The vision encoder, CLIP ViT-L/14 for SDXL."),
+                io.String.Input(
+                    "data",
+                    default="",
+                    tooltip="A folder of annotated pictures (.jpg, .npy and .json each) or a .tar of them: a full "
+                    "path, or one below ComfyUI's input folder.",
+                ),
+                io.Combo.Input(
+                    "variant",
+                    options=[SUBJECT, PORTRAIT],
+                    tooltip="subject for anything, portrait for people by their faces (connect face_analysis).",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_subjects",
+                    tooltip=f"Folder of this training in output/{FOLDER}: its state, mmdiff.safetensors and log.csv.",
+                ),
+                io.Int.Input("steps", default=2000, min=1, max=1_000_000, tooltip="Steps in all, also when going on."),
+                io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="Pictures in one pass."),
+                io.Int.Input(
+                    "accumulation", default=4, min=1, max=256, tooltip="Passes in one step: more cost time, no memory."
+                ),
+                io.Float.Input(
+                    "learning_rate", default=1e-4, min=1e-7, max=1e-1, step=1e-6, round=1e-7, tooltip="Its peak."
+                ),
+                io.Int.Input(
+                    "size", default=1024, min=64, max=2048, step=64, tooltip="Side of the pictures in pixels."
+                ),
+                io.Int.Input(
+                    "lora_rank", default=64, min=1, max=256, tooltip="Rank of the UNet's LoRAs.", advanced=True
+                ),
+                io.Float.Input(
+                    "constraint_weight",
+                    default=0.1,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How strongly each subject's attention is held to its mask; 0 trains without.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=True,
+                    tooltip="Less than half of the memory for a third more time.",
+                    advanced=True,
+                ),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Of the new weights and of all noise."),
+                io.MultiType.Input(
+                    "face_analysis",
+                    types=FACE_SOCKETS,
+                    optional=True,
+                    tooltip="InsightFace, needed by portrait. Load Face Analysis gives one.",
+                ),
+            ],
+            outputs=[
+                MMDiff.Output(display_name="mmdiff", tooltip="What was trained, for the other MM-Diff nodes."),
+                io.Image.Output(display_name="loss plot", tooltip="The loss over all steps."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, clip_vision, data: str, name: str, face_analysis=None, **options
+    ) -> io.NodeOutput:
+        from ..mmdiff_model.training.copies import copy_base
+        from ..mmdiff_model.training.logs import CsvLog
+        from ..mmdiff_model.training.plot import draw_losses
+        from ..mmdiff_model.training.processes import Processes
+        from ..mmdiff_model.training.records import Records
+        from ..mmdiff_model.training.session import Session
+
+        device = comfy.model_management.get_torch_device()
+        settings = settings_of(output_folder(name), device, **options)
+        records = Records.open([data_path(data)])
+        with torch.inference_mode(False):
+            base = copy_base(
+                model, clip, vae, clip_vision, dtype_on(device), face_finder(face_analysis, settings.variant)
+            )
+            session = Session(settings, base, records, Processes(device))
+            log = CsvLog(settings.output, session.loop.step)
+            bar = comfy.utils.ProgressBar(settings.plan.steps)
+
+            def after(step: int, figures: dict[str, float]) -> None:
+                log.write(step, figures)
+                preview = None
+                if step % PREVIEW_STEPS == 0:
+                    preview = "JPEG", draw_losses(log.losses(), settings.plan.steps), PREVIEW_SIZE
+                bar.update_absolute(step, preview=preview)
+
+            session.run(comfy.model_management.processing_interrupted, after)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        plot = np.array(draw_losses(log.losses(), settings.plan.steps))
+        plot = torch.from_numpy(plot).float()[None] / 255
+        return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=ui.PreviewImage(plot, cls=cls))
+
+
+def settings_of(output: Path, device: torch.device, **options):
+    """The training's settings from the node's widgets."""
+    from ..mmdiff_model.training.config import Data, Plan, Settings
+    from ..mmdiff_model.training.constraint import BALANCE, NONE
+    from ..mmdiff_model.training.objective import Losses
+    from ..mmdiff_model.training.trainable import Shape
+
+    plan = Plan(
+        steps=options["steps"],
+        rate=options["learning_rate"],
+        warmup=min(500, options["steps"] // 10),
+        ema_steps=max(1, min(1000, options["steps"] // 10)),
+        batch_size=options["batch_size"],
+        accumulation=options["accumulation"],
+        precision={torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype_on(device)],
+    )
+    weight = options["constraint_weight"]
+    return Settings(
+        output=output,
+        variant=options["variant"],
+        data=Data((), options["size"]),
+        plan=plan,
+        shape=Shape(lora_rank=options["lora_rank"]),
+        losses=Losses(BALANCE if weight else NONE, weight, snr_limit=5.0),
+        gradient_checkpointing=options["gradient_checkpointing"],
+        checkpoint_seconds=CHECKPOINT_SECONDS,
+        seed=options["seed"],
+    )
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    """What a base is trained in: half precision on GPUs, bfloat16 where they have it."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float16
+
+
+def output_folder(name: str) -> Path:
+    """The folder of a training. Raises ValueError on a name that leads elsewhere."""
+    root = Path(folder_paths.get_output_directory()) / FOLDER
+    if not name.strip() or (root / name.strip()).resolve().parent != root.resolve():
+        raise ValueError(f"name: '{name}' is not a plain folder name. Use letters, digits, '-' and '_'.")
+    return root / name.strip()
+
+
+def data_path(data: str) -> Path:
+    """A full path, or one below the input folder. Raises ValueError where nothing is given."""
+    if not data.strip():
+        raise ValueError(
+            "data: it is empty. Name a folder or a .tar of annotated pictures; the help page has the format."
+        )
+    return Path(folder_paths.get_input_directory()) / Path(data.strip()).expanduser()
+
+
+def face_finder(face_analysis, variant: str):
+    """What finds faces for `portrait`. Raises ValueError where it is missing."""
+    if variant != PORTRAIT:
+        return None
+    if face_analysis is None:
+        raise ValueError("face_analysis: a portrait training reads faces. Connect Load Face Analysis (MM-Diff).")
+    from ..mmdiff_model.faces import largest_face
+
+    return partial(largest_face, face_analysis)
