@@ -8,12 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .cases import Case, draw_cases, draw_truths
-from .painters import Painter, codec_painter, paint_chance, sampling_painter
-from .personalise import How
-from .reader import Reader
-from .scores import ATTRIBUTES, COLOUR_DISTANCES, Figure, figure, score_all
+from .host import use_comfyui
 
+use_comfyui()
+
+from mmdiff_model.routing import OFF  # noqa: E402
+
+from .cases import Case, draw_cases, draw_truths  # noqa: E402
+from .painters import Painter, codec_painter, paint_chance, sampling_painter  # noqa: E402
+from .personalise import PLAIN, How  # noqa: E402
+from .reader import Reader  # noqa: E402
+from .scores import ATTRIBUTES, COLOUR_DISTANCES, Figure, figure, score_all  # noqa: E402
+
+ADAPTER_FILE = "mmdiff.safetensors"
 OURS = "MM-Diff"
 MAIN = (
     "single.attributes",
@@ -26,6 +33,19 @@ MAIN = (
     "pair.text",
 )
 DETAILS = tuple(f"single.{name}" for name in (*ATTRIBUTES, "word", "place", "action", "night"))
+
+# row of the table: variant of train_adapter, and how its subjects enter a picture
+ABLATION = {
+    "MM-Diff": ("mmdiff", PLAIN),
+    "routing off": ("mmdiff", How(routing=OFF)),
+    "constraint: masked": ("masked_constraint", PLAIN),
+    "without constraints": ("no_constraint", PLAIN),
+    "without CLS in the text": ("no_text_fusion", How(text=False)),
+    "without SE-Refiner": ("no_refiner", PLAIN),
+    "without LoRA": ("no_lora", PLAIN),
+    "without image branch (FastComposer-style)": ("fastcomposer", How(image=False)),
+    "image branch alone (IP-Adapter-style)": ("ip_adapter", How(routing=OFF, text=False)),
+}
 
 logger = logging.getLogger(__name__)
 Figures = dict[str, Figure]
@@ -55,50 +75,39 @@ def draw_trial(seed: int, singles: int, pairs: int, reader: Reader) -> Trial:
     return Trial(seed, draw_cases(seed, 1, singles), draw_cases(seed, 2, pairs), reader)
 
 
-def references_of_scale(weights: Path) -> dict[str, Painter]:
-    """What figures are measured against: the truth, the truth through the codec, chance, and the base alone."""
+def bundled(weights: Path) -> dict[str, Painter]:
+    """MM-Diff from a folder of weights, the base alone, chance, and the truth through the codec and as it was drawn."""
     return {
-        "drawn": draw_truths,
-        "codec": codec_painter(weights),
+        OURS: sampling_painter(weights, weights / ADAPTER_FILE),
+        "base without adapter": sampling_painter(weights),
         "chance": paint_chance,
-        "base": sampling_painter(weights),
+        "codec": codec_painter(weights),
+        "drawn": draw_truths,
     }
 
 
-def variants_of(weights: Path, folder: Path) -> dict[str, Painter]:
-    """A painter for each row of an ablation: `folder` holds checkpoints NAME.safetensors.
+def ablation(weights: Path) -> dict[str, Painter]:
+    """A painter for each row of the paper's ablation and for two rivals, all trained with the same budget.
 
-    NAME.json beside one gives its rows, each with options of How: {"routing off": {"routing": "off"}}; without it there
-    is one row of that name. Raises FileNotFoundError for a folder without checkpoints, ValueError for unknown options.
+    Raises FileNotFoundError where a variant has not been trained.
     """
-    checkpoints = sorted(folder.glob("*.safetensors"))
-    if not checkpoints:
-        raise FileNotFoundError(f"{folder}: no checkpoints (.safetensors). Train some with small_world.train_adapter")
     painters = {}
-    for checkpoint in checkpoints:
-        notes = checkpoint.with_suffix(".json")
-        rows = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {checkpoint.stem: {}}
-        for row, options in rows.items():
-            unknown = sorted(set(options) - set(How.__dataclass_fields__))
-            if unknown:
-                known = ", ".join(How.__dataclass_fields__)
-                raise ValueError(f"{notes}: '{row}' has unknown options {', '.join(unknown)}. Known ones: {known}")
-            painters[row] = sampling_painter(weights, checkpoint, How(**options))
+    for row, (variant, how) in ABLATION.items():
+        adapter = weights / "adapters" / variant / ADAPTER_FILE
+        if not adapter.is_file():
+            raise FileNotFoundError(
+                f"{adapter}: missing. Train it with python -m small_world.train_adapter --folder {weights} "
+                f"--variant {variant}"
+            )
+        painters[row] = sampling_painter(weights, adapter, how)
     return painters
 
 
 def to_table(rows: Mapping[str, Figures], columns: Sequence[str]) -> str:
-    """Percentages with their intervals, a painter a line, a blank between the aligned columns."""
-    cells = [["", *columns]]
-    for name, figures in rows.items():
-        cells.append([name, *(to_cell(figures[column]) for column in columns)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in cells
-    )
+    """Percentages with their intervals as a Markdown table, a painter a line."""
+    lines = [["", *columns], ["---", *("---:" for _ in columns)]]
+    lines += [[name, *(to_cell(figures[column]) for column in columns)] for name, figures in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def to_cell(found: Figure) -> str:

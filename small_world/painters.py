@@ -14,7 +14,7 @@ import torch  # noqa: E402
 from .cases import Case, draw_content, draw_truth, draw_truths  # noqa: E402
 from .looks import sample_look  # noqa: E402
 from .models import load_vae  # noqa: E402
-from .personalise import How, Personaliser  # noqa: E402
+from .personalise import PLAIN, How, Personaliser  # noqa: E402
 
 BATCH = 16
 
@@ -43,7 +43,7 @@ def codec_painter(weights: Path) -> Painter:
     return paint
 
 
-def sampling_painter(weights: Path, adapter: Path | None = None, how: How = How()) -> Painter:
+def sampling_painter(weights: Path, adapter: Path | None = None, how: How = PLAIN) -> Painter:
     """Samples the base with an adapter's checkpoint, or with the prompt alone."""
     personaliser = Personaliser(weights, adapter)
 

@@ -33,6 +33,9 @@ class How:
     fuse_scale: float = FUSE_SCALE
 
 
+PLAIN = How()
+
+
 class Personaliser:
     """The base of the small world with one adapter, or with none."""
 
@@ -48,7 +51,7 @@ class Personaliser:
         return encode_subject(self.checkpoint, self.vision, [torch.from_numpy(np.array(reference)).float() / 255])
 
     @torch.no_grad()
-    def paint(self, prompt: str, references: Sequence[np.ndarray], seed: int, how: How = How()) -> np.ndarray:
+    def paint(self, prompt: str, references: Sequence[np.ndarray], seed: int, how: How = PLAIN) -> np.ndarray:
         """A prompt with a trigger for each reference -> picture (128, 128, 3) uint8."""
         return self.paint_with_maps(prompt, references, seed, how)[0]
 

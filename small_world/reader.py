@@ -20,7 +20,7 @@ from .train_codec import to_pixels
 from .train_vision import CHOICES, COLOURS, STYLED
 
 READER = "reader"
-WIDTHS, BLOCKS, QUERIES = (24, 48, 96), 3, 2
+WIDTHS, BLOCKS, QUERIES = (16, 32, 64), 2, 2
 GRID, WINDOW = 16, 10  # features a side of a picture, and columns of a character's window
 STARTS = {1: (3,), 2: (0, 6)}  # first columns of the windows of one character and of two
 CHARACTER = {**{name: len(options) for name, options in CHOICES.items()}, "action": len(ACTIONS)}

@@ -84,14 +84,15 @@ def kept_share(wanted: Look, seen: Look) -> float:
 
 
 def score_single(wanted: Content, seen: Content) -> dict[str, float]:
-    """Of one character: `attributes`, the share kept; `text`, whether both place and action are as prompted; each of
-    them, the class word and the night alone; and each attribute, NaN where it does not apply.
+    """Of one character: `attributes`, the share kept; `text`, whether both place and action are as prompted; `product`,
+    of these two; place, action, the class word and the night alone; and each attribute, NaN where it does not apply.
     """
     look, read = wanted.looks[0], seen.looks[0]
     place, action = seen.place == wanted.place, seen.actions == wanted.actions
     told = {"place": place, "action": action, "night": seen.night == wanted.night, "word": read.word == look.word}
     each = {name: is_kept(name, look, read) if has(name, look) else math.nan for name in ATTRIBUTES}
-    return {"attributes": kept_share(look, read), "text": place and action, **told, **each}
+    kept, text = kept_share(look, read), place and action
+    return {"attributes": kept, "text": text, "product": kept * text, **told, **each}
 
 
 def score_pair(wanted: Content, seen: Content) -> dict[str, float]:
