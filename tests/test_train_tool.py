@@ -94,7 +94,10 @@ def test_a_training_from_the_command_line(configure, data, tmp_path):
 
 def test_a_killed_training_ends_as_an_uninterrupted_one(configure):
     plan = {"steps": 12}
-    whole, parts = configure("whole", plan=plan, checkpoint_seconds=1), configure("parts", plan=plan, checkpoint_seconds=1)
+    whole, parts = (
+        configure("whole", plan=plan, checkpoint_seconds=1),
+        configure("parts", plan=plan, checkpoint_seconds=1),
+    )
     train(whole)
     for kill in (signal.SIGKILL, signal.SIGTERM):
         log = Path(yaml.safe_load(parts.read_text())["output"]) / "log.csv"
@@ -160,8 +163,10 @@ def test_a_loss_that_becomes_nan_names_step_and_batch(configure, tmp_path):
     assert "error: step " in printed and "batch: " in printed and "state.pt" in printed
 
 
-def test_the_memory_estimate(configure):
-    done = subprocess.run([*command(ROOT / "configs" / "sdxl_subject.yaml"), "--estimate"], capture_output=True, text=True)
+def test_the_memory_estimate():
+    done = subprocess.run(
+        [*command(ROOT / "configs" / "sdxl_subject.yaml"), "--estimate"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "as configured" in done.stdout
     rows = [line for line in done.stdout.splitlines() if line.startswith("as configured")]
     shipped = (ROOT / "configs" / "sdxl_subject.yaml").read_text()
