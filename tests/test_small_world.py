@@ -18,6 +18,7 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT))
 
+from mmdiff_model.training.loop import Micro  # noqa: E402
 from small_world import models, shards, train_base, train_codec, train_vision, training, transformers, vocabulary  # noqa: E402
 from small_world.captions import write_caption  # noqa: E402
 from small_world.looks import (  # noqa: E402

@@ -138,9 +138,7 @@ class RecordReader:
             values = json.loads(self.source.read(f"{self.stem}.json"))
             caption = values["caption"]
             segments = [{"reference": None, **segment} for segment in values["segments"]]
-            words = [
-                (segment["id"], segment["word"], caption[segment["start"] : segment["end"]]) for segment in segments
-            ]
+            words = [(one["word"], caption[one["start"] : one["end"]], one["id"]) for one in segments]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.bad("unreadable annotation") from error
         if not segments:
