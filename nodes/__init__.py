@@ -7,11 +7,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import MMDiffApply, MMDiffApplyModel, MMDiffTextEncode
 from .checkpoints import MMDiffLoader, MMDiffSaveCheckpoint
+from .demo import MMDiffDemoCharacter, MMDiffDemoModels
 from .encode_subject import MMDiffEncodeSubject
+from .evaluate import MMDiffEvaluate
 from .face_analysis import MMDiffFaceAnalysisLoader
 from .mix import MMDiffMixSubjects
 from .routing_preview import MMDiffRoutingPreview
 from .subjects import MMDiffLoadSubject, MMDiffSaveSubject, MMDiffSubjectRegion
+from .train import MMDiffTrain
 
 
 class MMDiffExtension(ComfyExtension):
@@ -29,6 +32,10 @@ class MMDiffExtension(ComfyExtension):
             MMDiffApplyModel,
             MMDiffRoutingPreview,
             MMDiffSaveCheckpoint,
+            MMDiffTrain,
+            MMDiffEvaluate,
+            MMDiffDemoModels,
+            MMDiffDemoCharacter,
         ]
 
 

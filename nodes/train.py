@@ -76,7 +76,7 @@ class MMDiffTrain(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient_checkpointing",
                     default=True,
-                    tooltip="Less than half of the memory for a third more time.",
+                    tooltip="The UNet's blocks keep their inputs alone and run again: less memory, more time.",
                     advanced=True,
                 ),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Of the new weights and of all noise."),

@@ -115,7 +115,7 @@ def test_readme_links_lead_somewhere():
 
 def messages() -> str:
     """Every string of the pack's own code, with a line break between two that are not one message."""
-    files = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "mmdiff_model").glob("*.py")]
+    files = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "mmdiff_model").rglob("*.py")]
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     return "\n".join(
         node.value
