@@ -93,11 +93,10 @@ def ablation(weights: Path) -> dict[str, Painter]:
     """
     painters = {}
     for row, (variant, how) in ABLATION.items():
-        adapter = weights / "adapters" / variant / ADAPTER_FILE
+        adapter = weights / "ablation" / variant / ADAPTER_FILE
         if not adapter.is_file():
             raise FileNotFoundError(
-                f"{adapter}: missing. Train it with python -m small_world.train_adapter --folder {weights} "
-                f"--variant {variant}"
+                f"{adapter}: missing. Train it with python -m small_world.train_adapter --folder {weights} --ablation"
             )
         painters[row] = sampling_painter(weights, adapter, how)
     return painters

@@ -1,9 +1,10 @@
 """Trains MM-Diff on the frozen base of the small world, and for comparison its ablations and two rivals.
 
-    python -m small_world.train_adapter --folder FOLDER [--variant NAME ...] [--steps STEPS]
+    python -m small_world.train_adapter --folder FOLDER [--ablation]
 
 Scenes are drawn as they are needed; every character's reference shows it in another pose. Writes
-FOLDER/adapters/NAME/mmdiff.safetensors. Needs the base models in FOLDER.
+FOLDER/adapters/mmdiff/mmdiff.safetensors, and with --ablation FOLDER/ablation/VARIANT/mmdiff.safetensors, all of them
+with the same smaller budget. Needs the base models in FOLDER.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from mmdiff_model.adapter import SUBJECT
 from mmdiff_model.training import config
 from mmdiff_model.training.constraint import BALANCE, MASKED, NONE, Constraint
 from mmdiff_model.training.dataset import Drops
+from mmdiff_model.training.examples import Example
 from mmdiff_model.training.objective import Losses
 from mmdiff_model.training.processes import Processes, signals
 from mmdiff_model.training.session import Session
@@ -34,8 +36,8 @@ from mmdiff_model.training.trainable import (
 from .drawing import SIZE
 from .world import World
 
-ADAPTERS = "adapters"
-STEPS, SEED, SCENES = 4000, 4, 12000
+ADAPTERS, ABLATION = "adapters", "ablation"
+STEPS, ABLATION_STEPS, BATCH, SEED, SCENES = 4000, 1000, 32, 4, 12000
 SHAPE = Shape(num_tokens=4, depth=1, token_hidden=96, lora_rank=12, text_lora_rank=8, vision_layers=1)
 LOSSES = Losses(constraint=BALANCE, constraint_weight=0.1, snr_limit=5.0)
 DROPS = Drops(text=0.05, image=0.05, both=0.05, background=0.25)
@@ -66,14 +68,14 @@ VARIANTS = {
 }
 
 
-def configure(folder: Path, name: str, steps: int) -> config.Settings:
-    """The configuration that trains a variant in `steps` steps."""
+def configure(output: Path, name: str, steps: int) -> config.Settings:
+    """The settings that train a variant in `steps` steps."""
     variant = VARIANTS[name]
     return config.Settings(
-        output=folder / ADAPTERS / name,
+        output=output,
         variant=SUBJECT,
         data=config.Data((), SIZE, cache=True),
-        plan=config.Plan(steps, rate=1.5e-3, warmup=100, ema_steps=300, batch_size=32, precision="bf16"),
+        plan=config.Plan(steps, rate=1.5e-3, warmup=100, ema_steps=300, batch_size=BATCH, precision="bf16"),
         shape=variant.shape,
         parts=variant.parts,
         losses=replace(LOSSES, constraint=variant.constraint),
@@ -83,10 +85,22 @@ def configure(folder: Path, name: str, steps: int) -> config.Settings:
     )
 
 
-def train_adapter(folder: Path, name: str = "mmdiff", steps: int = STEPS) -> bool:
-    """Trains one variant up to its steps and writes it, also if told to stop (False)."""
-    settings = configure(folder, name, steps)
+def train_adapter(folder: Path) -> bool:
+    """Trains MM-Diff up to its steps; False where it was told to stop."""
+    return train_variant(folder, folder / ADAPTERS / "mmdiff", "mmdiff", STEPS, {})
+
+
+def train_ablation(folder: Path) -> bool:
+    """Trains every variant with the ablation's budget; False where it was told to stop."""
+    prepared: dict[int, Example] = {}
+    return all(train_variant(folder, folder / ABLATION / name, name, ABLATION_STEPS, prepared) for name in VARIANTS)
+
+
+def train_variant(folder: Path, output: Path, name: str, steps: int, prepared: dict[int, Example]) -> bool:
+    """Trains one variant on the base in `folder` and writes it. prepared: examples, the same for all variants."""
+    settings = configure(output, name, steps)
     session = Session(settings, load_base(folder), World(SEED, SCENES), Processes(training_device()))
+    session.examples.cache = prepared
     log = Log(Plan(name, steps, settings.plan.rate), session.loop.step)
     with signals() as stop:
         finished = session.run(stop, log.write)
@@ -96,12 +110,9 @@ def train_adapter(folder: Path, name: str = "mmdiff", steps: int = STEPS) -> boo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", nargs="+", default=["mmdiff"], choices=VARIANTS)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--ablation", action="store_true", help="the ablation's variants in place of MM-Diff's own")
     options = start(parser)
-    for name in options.variant:
-        if not train_adapter(options.folder, name, options.steps):
-            return
+    (train_ablation if options.ablation else train_adapter)(options.folder)
 
 
 if __name__ == "__main__":

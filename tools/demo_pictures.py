@@ -1,97 +1,153 @@
-"""The demo itself, run by demo.py inside ComfyUI's Python: posts the single portrait workflow to a real server.
+"""The demo itself, run by demo.py inside ComfyUI: characters that the models have never seen, painted by a real
+server with the models that come with the pack.
 
-SDXL, CLIP and MM-Diff's checkpoint are tiny models with random weights here, so the pictures show that everything runs
-and that the reference changes the result, not what a trained model paints.
+singles.png: three characters, each as reference, then in three prompts without and with MM-Diff. pair.png: two in one
+picture with no layout given, and the map of where each went.
 """
 
-import json
 import sys
 import time
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-import skimage.data
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from live import LiveServer, Prompt, PromptError, ServerError
 from setup_host import ROOT
-from tiny_prompt import with_tiny_models, without_mmdiff, write_tiny_models
-from workflow_api import to_api
 
-WORKFLOW = ROOT / "workflows" / "single_portrait.json"
 OUTPUT = ROOT / "demo_output"
-SIZE, STEPS = 256, 8
-CELL, MARGIN, CAPTION = 256, 16, 40
+CHARACTERS = (("cat", 3), ("woman", 8), ("robot", 1))
+PROMPTS = ("a {} waving on a beach", "a {} jumping in the snow", "a {} sitting in a room at night")
+PAIR, PAIR_PROMPT, PAIR_SEEDS = (0, 2), "a {} and a {} standing in a park", (0, 1, 2)
+TRIGGER = "<|subj|>"
+SAMPLER = {"steps": 20, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
+CELL, GAP, CAPTION = 224, 12, 34
+
+Pictures = dict[str, list[Image.Image]]
 
 
 def main(comfyui: str) -> int:
-    """Writes the pictures and the contact sheet; 1 if the server or a prompt failed."""
-    make_importable(comfyui)
+    """Writes the sheets; 1 if the server or a prompt failed."""
     OUTPUT.mkdir(exist_ok=True)
-    photo = OUTPUT / "reference.png"
-    Image.fromarray(skimage.data.astronaut()).save(photo)
     print("Starting ComfyUI on the CPU", flush=True)
     try:
-        with LiveServer(Path(comfyui)) as server:
-            write_tiny_models(server.models)
-            workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-            prompt = to_api(workflow, server.object_info())
-            prompt = with_tiny_models(prompt, [server.upload_image(photo)], SIZE, STEPS)
-            plain = paint(server, "plain", without_mmdiff(prompt))
-            personalised = paint(server, "personalised", prompt)
+        with LiveServer(Path(comfyui), options=("--cpu",)) as server:
+            rows = [single_row(paint(server, word, single_graph(word, seed))) for word, seed in CHARACTERS]
+            pair = paint(server, "two in one picture", pair_graph([CHARACTERS[number] for number in PAIR]))
     except (ServerError, PromptError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    sheet = contact_sheet(
-        {
-            "reference": photo,
-            "face as encoded": personalised["MMDiffEncodeSubject"][0],
-            "plain": plain["SaveImage"][0],
-            "with MM-Diff": personalised["SaveImage"][0],
-        }
-    )
-    sheet.save(OUTPUT / "contact_sheet.png")
-    print(f"Pictures and contact_sheet.png are in {OUTPUT}")
+    titles = [
+        "reference",
+        *(f"{prompt.format('...')}|{how}" for prompt in PROMPTS for how in ("without", "with MM-Diff")),
+    ]
+    sheet(titles, rows).save(OUTPUT / "singles.png")
+    titles = ["references", "without", "with MM-Diff", "where the first is", "where the second is"]
+    sheet(titles, pair_rows(pair)).save(OUTPUT / "pair.png")
+    print(f"singles.png and pair.png are in {OUTPUT}")
     return 0
 
 
-def paint(server: LiveServer, title: str, prompt: Prompt) -> dict[str, list[Path]]:
-    """Runs a prompt with its progress shown; {node type: the pictures it shows}, written to demo_output."""
-    start, clear, end = time.monotonic(), "", "\n"
-    if sys.stdout.isatty():
-        clear, end = "\r\033[K", ""
+class Graph:
+    """An API-format prompt that starts with the demo's models."""
 
-    def show(node_id: str, done: float, total: float) -> None:
-        print(f"{clear}  {title}: {prompt[node_id]['class_type']} {done:.0f}/{total:.0f}", end=end, flush=True)
+    def __init__(self, characters: Sequence[tuple[str, int]]):
+        self.prompt: Prompt = {}
+        self.model, self.clip, self.vae, self.vision, self.mmdiff = (
+            [self.add("models", "MMDiffDemoModels"), slot] for slot in range(5)
+        )
+        self.subjects = [self.subject(number, *character) for number, character in enumerate(characters, start=1)]
 
-    outputs = server.run(prompt, show)
-    print(f"{clear}  {title}: done in {time.monotonic() - start:.1f} s", flush=True)
-    files = {}
-    for node_id in outputs:
-        kind = prompt[node_id]["class_type"]
-        files[kind] = []
-        for number, picture in enumerate(server.images(outputs, node_id), start=1):
-            files[kind].append(OUTPUT / f"{title}_{kind}_{number}.png")
-            files[kind][-1].write_bytes(picture)
-    return files
+    def add(self, name: str, kind: str, **inputs: Any) -> str:
+        self.prompt[name] = {"class_type": kind, "inputs": inputs}
+        return name
+
+    def subject(self, number: int, word: str, seed: int) -> list[Any]:
+        image = [self.add(f"character {number}", "MMDiffDemoCharacter", word=word, seed=seed), 0]
+        self.add(f"reference {number}", "PreviewImage", images=image)
+        options = {"face": "largest", "face_index": 1, "cls_from": "first photo (as released)"}
+        inputs = {"mmdiff": self.mmdiff, "clip_vision": self.vision, "images": image, **options}
+        return [self.add(f"subject {number}", "MMDiffEncodeSubject", **inputs), 0]
+
+    def without(self, name: str, text: str, seed: int) -> None:
+        """A picture of the prompt by the base alone."""
+        sides = (
+            [self.add(f"{name} {side}", "CLIPTextEncode", clip=self.clip, text=words), 0]
+            for side, words in (("positive", text), ("negative", ""))
+        )
+        self.sample(name, self.model, *sides, seed)
+
+    def with_subjects(self, name: str, text: str, seed: int) -> None:
+        """A picture of a prompt with triggers."""
+        subjects = {f"subjects.subject_{number}": subject for number, subject in enumerate(self.subjects, start=1)}
+        options = {"fuse_scale": 1.0, "start_percent": 0.0, "end_percent": 1.0, "routing": "auto"}
+        advanced = {"negative_fusion": "as released", "start_merge_step": 0}
+        inputs = {"model": self.model, "clip": self.clip, "mmdiff": self.mmdiff, **subjects, **options, **advanced}
+        apply = self.add(f"{name} apply", "MMDiffApply", positive=text, negative="", **inputs)
+        self.sample(name, *([apply, slot] for slot in range(3)), seed)
+
+    def sample(self, name: str, model: list, positive: list, negative: list, seed: int) -> None:
+        latent = [self.add("latent", "EmptyLatentImage", width=128, height=128, batch_size=1), 0]
+        conditions = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
+        samples = [self.add(f"{name} sampler", "KSampler", **conditions, seed=seed, **SAMPLER), 0]
+        self.add(f"{name} decode", "VAEDecode", samples=samples, vae=self.vae)
+        self.add(name, "PreviewImage", images=[f"{name} decode", 0])
 
 
-def contact_sheet(pictures: dict[str, Path]) -> Image.Image:
-    """The pictures in one row, each with its caption below."""
-    sheet = Image.new("RGB", (MARGIN + len(pictures) * (CELL + MARGIN), CELL + CAPTION + MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, (caption, file) in enumerate(pictures.items()):
-        left = MARGIN + column * (CELL + MARGIN)
-        with Image.open(file) as picture:
-            sheet.paste(ImageOps.pad(picture.convert("RGB"), (CELL, CELL), color="white"), (left, MARGIN))
-        middle = (left + CELL // 2, MARGIN + CELL + CAPTION // 2)
-        draw.text(middle, caption, fill="black", font=ImageFont.load_default(18), anchor="mm")
-    return sheet
+def single_graph(word: str, seed: int) -> Prompt:
+    graph = Graph([(word, seed)])
+    for number, prompt in enumerate(PROMPTS):
+        graph.without(f"without {number}", prompt.format(word), seed)
+        graph.with_subjects(f"with {number}", prompt.format(word + TRIGGER), seed)
+    return graph.prompt
 
 
-def make_importable(comfyui: str) -> None:
-    """Puts ComfyUI's modules on the path. They read the command line when they are first imported."""
-    sys.path.insert(0, comfyui)
-    sys.argv[1:] = ["--cpu"]
-    import comfy.options
+def pair_graph(characters: Sequence[tuple[str, int]]) -> Prompt:
+    graph = Graph(characters)
+    words = [word for word, _ in characters]
+    for seed in PAIR_SEEDS:
+        graph.without(f"without {seed}", PAIR_PROMPT.format(*words), seed)
+        graph.with_subjects(f"with {seed}", PAIR_PROMPT.format(*(word + TRIGGER for word in words)), seed)
+        inputs = {"model": [f"with {seed} apply", 0], "images": [f"with {seed} decode", 0], "opacity": 0.6}
+        maps = graph.add(f"routing {seed}", "MMDiffRoutingPreview", **inputs)
+        graph.add(f"maps {seed}", "PreviewImage", images=[maps, 0])
+    return graph.prompt
 
-    comfy.options.enable_args_parsing()
+
+def paint(server: LiveServer, title: str, prompt: Prompt) -> Pictures:
+    """Runs a prompt -> the pictures that its nodes show, by node."""
+    start = time.monotonic()
+    outputs = server.run(prompt)
+    print(f"  {title}: {time.monotonic() - start:.1f} s", flush=True)
+    shown = [name for name in outputs if prompt[name]["class_type"] == "PreviewImage"]
+    return {name: [Image.open(BytesIO(data)).convert("RGB") for data in server.images(outputs, name)] for name in shown}
+
+
+def single_row(pictures: Pictures) -> list[Image.Image]:
+    names = [f"{how} {number}" for number in range(len(PROMPTS)) for how in ("without", "with")]
+    return [pictures[name][0] for name in ("reference 1", *names)]
+
+
+def pair_rows(pictures: Pictures) -> list[list[Image.Image]]:
+    rows = []
+    for number, seed in enumerate(PAIR_SEEDS):
+        reference = pictures[f"reference {number + 1}"][0] if number < 2 else Image.new("RGB", (8, 8), "white")
+        rows.append([reference, pictures[f"without {seed}"][0], pictures[f"with {seed}"][0], *pictures[f"maps {seed}"]])
+    return rows
+
+
+def sheet(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """The pictures as a table below their titles; `|` breaks a title's line."""
+    size = GAP + len(titles) * (CELL + GAP), CAPTION + GAP + len(rows) * (CELL + GAP)
+    table = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(table), ImageFont.load_default(13)
+    for column, title in enumerate(titles):
+        left = GAP + column * (CELL + GAP)
+        middle = left + CELL // 2, CAPTION // 2 + GAP // 2
+        draw.multiline_text(middle, title.replace("|", "\n"), "black", font, anchor="mm", align="center")
+        for row, pictures in enumerate(rows):
+            picture = pictures[column].resize((CELL, CELL), Image.Resampling.BICUBIC)
+            table.paste(picture, (left, CAPTION + GAP + row * (CELL + GAP)))
+    return table

@@ -2,7 +2,7 @@
 
 Characters of the seed, never trained on, are painted from their references and read by a network trained for that.
 Printed are, in percent with 95% intervals: MM-Diff's bundled weights, the base alone, chance, and what the codec and
-the drawings themselves give. With --ablation the variants of small_world.train_adapter in FOLDER/adapters.
+the drawings themselves give. With --ablation the variants that small_world.train_adapter has trained in FOLDER.
 """
 
 from __future__ import annotations
