@@ -3,7 +3,7 @@
     python -m small_world.drive --folder FOLDER [--bundle] [--ablation]
 
 Finished phases are passed over and an unfinished one continues, so the same command starts it and goes on after a kill.
-With --bundle the weights are then copied to where the demo finds them, with --ablation the variants are trained as well.
+With --bundle the weights are then copied to where the demo finds them; with --ablation the variants are trained too.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from .reader import Reader  # noqa: E402
 from .scores import ATTRIBUTES, COLOUR_DISTANCES, Figure, figure, score_all  # noqa: E402
 
 ADAPTER_FILE = "mmdiff.safetensors"
-OURS = "MM-Diff"
+OURS, BASE = "MM-Diff", "base without adapter"
 MAIN = (
     "single.attributes",
     "single.text",
@@ -79,7 +79,7 @@ def bundled(weights: Path) -> dict[str, Painter]:
     """MM-Diff from a folder of weights, the base alone, chance, and the truth through the codec and as it was drawn."""
     return {
         OURS: sampling_painter(weights, weights / ADAPTER_FILE),
-        "base without adapter": sampling_painter(weights),
+        BASE: sampling_painter(weights),
         "chance": paint_chance,
         "codec": codec_painter(weights),
         "drawn": draw_truths,

@@ -60,7 +60,7 @@ class Personaliser:
         self, prompt: str, references: Sequence[np.ndarray], seed: int, how: How
     ) -> tuple[np.ndarray, torch.Tensor | None]:
         """The picture, and where each subject went, (subjects, h, w), where it was routed."""
-        if self.checkpoint is None or not references:
+        if self.checkpoint is None or len(references) == 0:
             return self.sample(self.model, *self.plain(prompt), seed), None
         subjects = [self.encode(reference) for reference in references]
         if how.text:
