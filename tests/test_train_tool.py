@@ -117,18 +117,18 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(configure):
 
 
 def test_two_processes_are_one_with_twice_the_batch(configure):
-    alone = configure("alone", plan={"batch_size": 4, "steps": 3})
-    pair = configure("pair", plan={"batch_size": 2, "steps": 3})
+    alone = configure("alone", plan={"batch_size": 4, "steps": 1})
+    pair = configure("pair", plan={"batch_size": 2, "steps": 1})
     train(alone)
     launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     train(pair, (*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"))
-    one, other = state_of(alone), state_of(pair)
-    assert one["step"] == other["step"] == 3
-    moved = max(float(moment["exp_avg"].abs().max()) for moment in one["optimizer"]["state"].values())
-    for number, moment in one["optimizer"]["state"].items():
-        torch.testing.assert_close(
-            moment["exp_avg"], other["optimizer"]["state"][number]["exp_avg"], atol=1e-5 * moved, rtol=1e-3
-        )
+    one, other = (state_of(config)["optimizer"]["state"] for config in (alone, pair))
+    assert one.keys() == other.keys()
+    largest = max(float(moment["exp_avg"].abs().max()) for moment in one.values())
+    for number, moment in one.items():  # a tenth of the gradient, after one step
+        torch.testing.assert_close(moment["exp_avg"], other[number]["exp_avg"], atol=1e-5 * largest, rtol=1e-3)
+    for name, weight in state_of(alone)["module"].items():
+        assert torch.isfinite(weight).all(), name
 
 
 BAD = {

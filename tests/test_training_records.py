@@ -1,5 +1,6 @@
 """Annotated records: read alike from folders and shards; whatever is wrong with one is named and passed over."""
 
+import gzip
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ROOT
 from mmdiff_model.training.dataset import Drops, Examples
@@ -69,6 +71,12 @@ def test_shards_hold_the_same_records(folder, tmp_path):
             assert np.array_equal(mine.mask, theirs.mask) and np.array_equal(mine.reference, theirs.reference)
 
 
+def test_shards_of_the_same_scenes_are_the_same_file(tmp_path):
+    for name in ("one.tar", "two.tar"):
+        write_shard(tmp_path / name, SCENES[:2])
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+
+
 def test_the_order_does_not_depend_on_the_disk(folder, tmp_path):
     copy = tmp_path / "copy" / "00000"
     copy.mkdir(parents=True)
@@ -83,6 +91,18 @@ def test_without_a_reference_the_subject_is_cut_from_the_picture(folder):
     assert Records.open([folder]).read(0).segments[0].reference is None
 
 
+def test_pictures_stay_as_stored_and_become_rgb(folder):
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    picture = Image.fromarray(SCENES[0].picture[:96]).convert("L")
+    picture.save(file_of(folder, 0, ".jpg"), exif=orientation, quality=95)
+    numbers = np.load(file_of(folder, 0, ".npy"))
+    np.save(file_of(folder, 0, ".npy"), numbers[:96])
+    record = Records.open([folder]).read(0)
+    assert record.picture.shape == (96, 128, 3) and record.segments[0].mask.shape == (96, 128)
+    assert np.abs(record.picture.astype(int) - np.asarray(picture)[..., None]).mean() < 2
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -91,6 +111,20 @@ def object_map(path: Path) -> None:
     np.save(path, np.array([[{}]], dtype=object), allow_pickle=True)
 
 
+def segment(folder: Path, number: int, **values) -> None:
+    """Changes a record's first segment."""
+    edit(folder, number, lambda record: record["segments"][0].update(values))
+
+
+def damage_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"(128, 128)", b"((((128,12"))
+
+
+def double(record: dict) -> None:
+    record["segments"] = record["segments"][:1] * 2
+
+
+# spaces at the end tell damages of one reason apart
 DAMAGES = {
     "missing picture": lambda folder, n: file_of(folder, n, ".jpg").unlink(),
     "unreadable picture": lambda folder, n: truncate(file_of(folder, n, ".jpg")),
@@ -99,21 +133,33 @@ DAMAGES = {
     "unreadable map": lambda folder, n: truncate(file_of(folder, n, ".npy")),
     "unreadable map ": lambda folder, n: object_map(file_of(folder, n, ".npy")),
     "unreadable map  ": lambda folder, n: file_of(folder, n, ".npy").write_bytes(b""),
+    "unreadable map   ": lambda folder, n: damage_header(file_of(folder, n, ".npy")),
+    "unreadable map    ": lambda folder, n: np.save(file_of(folder, n, ".npy"), np.zeros((128, 128), "i4,i4")),
     "map of another size than the picture": lambda folder, n: np.save(file_of(folder, n, ".npy"), np.ones((4, 4))),
     "unreadable annotation": lambda folder, n: truncate(file_of(folder, n, ".json")),
     "unreadable annotation ": lambda folder, n: edit(folder, n, lambda record: record.pop("caption")),
     "unreadable annotation  ": lambda folder, n: edit(folder, n, lambda record: record.update(segments=3)),
-    "unreadable annotation   ": lambda folder, n: edit(folder, n, lambda r: r["segments"][0].update(start="a")),
+    "unreadable annotation   ": lambda folder, n: segment(folder, n, start="a"),
     "unreadable annotation    ": lambda folder, n: file_of(folder, n, ".json").write_text("[]"),
+    "unreadable annotation     ": lambda folder, n: file_of(folder, n, ".json").write_text("[" * 100_000),
+    "unreadable annotation      ": lambda folder, n: segment(folder, n, reference=3),
+    "unreadable annotation       ": lambda folder, n: segment(folder, n, id=[1, 2]),
+    "unreadable annotation        ": lambda folder, n: edit(folder, n, lambda record: record.update(caption=["man"])),
     "no segments": lambda folder, n: edit(folder, n, lambda record: record.update(segments=[])),
-    "empty segment": lambda folder, n: edit(folder, n, lambda record: record["segments"][0].update(id=7)),
-    "word not in the caption where the record says": lambda folder, n: edit(
-        folder, n, lambda record: record["segments"][0].update(start=0, end=1)
+    "empty segment": lambda folder, n: segment(folder, n, id=7),
+    "empty segment ": lambda folder, n: segment(folder, n, id=0),
+    "word not in the caption where the record says": lambda folder, n: segment(folder, n, start=0, end=1),
+    "word not in the caption where the record says ": lambda folder, n: segment(folder, n, word="", start=0, end=0),
+    "word not in the caption where the record says  ": lambda folder, n: segment(
+        folder, n, word=SCENES[n].caption[-3:], start=-3, end=len(SCENES[n].caption)
     ),
-    "word not in the caption where the record says ": lambda folder, n: edit(
-        folder, n, lambda record: record["segments"][0].update(word="", start=0, end=0)
+    "word not in the caption where the record says   ": lambda folder, n: segment(
+        folder, n, word=SCENES[n].caption[-3:], start=len(SCENES[n].caption) - 3, end=999
     ),
+    "two segments of one word": lambda folder, n: edit(folder, n, double),
     "missing reference": lambda folder, n: file_of(folder, n, "_1.png").unlink(),
+    "missing reference ": lambda folder, n: segment(folder, n, reference=""),
+    "missing reference  ": lambda folder, n: segment(folder, n, reference="../00000/000000000_1.png"),
     "unreadable reference": lambda folder, n: truncate(file_of(folder, n, "_1.png")),
 }
 
@@ -141,9 +187,37 @@ def test_places_that_hold_nothing_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"data: no \.json of a record in .*empty\. A record is a picture"):
         Records.open([tmp_path / "empty"])
-    (tmp_path / "broken.tar").write_bytes(b"no archive" * 100)
-    with pytest.raises(ValueError, match=r"broken\.tar is neither a folder nor a whole, uncompressed \.tar"):
-        Records.open([tmp_path / "broken.tar"])
+
+
+def test_data_without_any_picture_is_refused(folder):
+    for path in folder.rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"data: no \.jpg, \.jpeg, \.png, \.webp beside any \.json in .*data\. A record is"
+    ):
+        Records.open([folder])
+
+
+@pytest.mark.parametrize("damage", ["no archive", "compressed", "within a file", "between files", "a header"])
+def test_broken_shards_are_refused(tmp_path, damage):
+    path = tmp_path / "broken.tar"
+    write_shard(path, SCENES[:2])
+    with tarfile.open(path) as archive:
+        header = archive.getmembers()[4].offset
+    content = bytearray(path.read_bytes())
+    content[header] ^= 255
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "no archive": b"no archive" * 100,
+            "compressed": gzip.compress(whole),
+            "within a file": whole[: header + 600],
+            "between files": whole[:header],
+            "a header": bytes(content),
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=r"data: .*broken\.tar is neither a folder nor a whole, uncompressed \.tar"):
+        Records.open([path])
 
 
 def examples(tiny, folder: Path) -> Examples:
@@ -167,3 +241,12 @@ def test_data_with_nothing_usable_says_why(tiny, folder):
         path.unlink()
     with pytest.raises(ValueError, match=r"data: none of the 6 records can be used \(6 x missing map\)"):
         examples(tiny, folder).batch(0, 1)
+
+
+@pytest.mark.parametrize("caption", ["a cat<|subj|> waving", ".. waving"])
+def test_a_caption_that_hides_its_word_is_passed_over(tiny, folder, caption):
+    word = {"word": caption[:2], "start": 0, "end": 2}
+    edit(folder, 0, lambda record: record.update(caption=caption, segments=[{"id": 1, **word}]))
+    source = examples(tiny, folder)
+    assert "data/00000/000000000" not in [name for step in range(6) for name in source.batch(step, 2).names]
+    assert source.rejected == {"no class word where the record says": 1}

@@ -1,5 +1,7 @@
-"""The shipped workflows: valid and tidy as files, and each runs from end to end in a real ComfyUI, the demo with its own
-models and the others with tiny ones."""
+"""The shipped workflows: valid and tidy as files, and each runs from end to end in a real ComfyUI.
+
+The demo runs as it is, with the models that come with the pack; the others with tiny ones.
+"""
 
 import copy
 import itertools
@@ -30,6 +32,7 @@ PAINTING = [name for name in WORKFLOWS if name != SAVE_AND_LOAD]
 TITLE_HEIGHT = 30
 THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 512, 50_000
 SIZE, STEPS = 64, 4
+DEMO_SIZE = 384  # 128 pixels, enlarged
 ACTIVE = 0
 USERS_OWN = {"image", "file"}  # inputs that list what the user has made or uploaded
 
@@ -163,9 +166,10 @@ def test_subject_changes_the_picture(name, run, server):
     prompt = plain_prompt(done.prompt)
     plain = saved_pictures(server, prompt, server.run(prompt))
     assert personalised.keys() == plain.keys()
+    size = DEMO_SIZE if name == DEMO else SIZE
     for node_id, pictures in personalised.items():
         for ours, theirs in zip(pictures, plain[node_id], strict=True):
-            assert ours.shape == theirs.shape and (name == DEMO or ours.shape == (SIZE, SIZE, 3))
+            assert ours.shape == theirs.shape == (size, size, 3)
             assert not np.array_equal(ours, theirs)
 
 
@@ -183,8 +187,20 @@ def test_routing_preview_shows_each_subject(name, run, server):
     (apply,) = nodes_of(done.prompt, "MMDiffApply")
     (preview,) = nodes_of(done.prompt, "MMDiffRoutingPreview")
     maps = [pixels(picture) for picture in server.images(done.outputs, preview)]
-    assert len(maps) == sum(key.startswith("subjects.") for key in done.prompt[apply]["inputs"])
+    pictures = sum(map(len, saved_pictures(server, done.prompt, done.outputs).values()))
+    assert len(maps) == pictures * sum(key.startswith("subjects.") for key in done.prompt[apply]["inputs"])
     assert not any(np.array_equal(*pair) for pair in itertools.combinations(maps, 2))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("number", [0, 1])
+def test_demo_paints_other_pictures_of_another_character(number, run, server):
+    done = run(DEMO)
+    prompt = copy.deepcopy(done.prompt)
+    prompt[nodes_of(prompt, "MMDiffDemoCharacter")[number]]["inputs"]["seed"] += 1
+    before, after = (saved_pictures(server, prompt, outputs) for outputs in (done.outputs, server.run(prompt)))
+    for pair in zip(itertools.chain(*before.values()), itertools.chain(*after.values()), strict=True):
+        assert not np.array_equal(*pair)
 
 
 @pytest.mark.live

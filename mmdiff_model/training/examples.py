@@ -18,6 +18,7 @@ from .records import BadRecord, Record
 
 TRIGGER = "<|subj|>"
 BEYOND, OUTSIDE, NO_FACE = "word beyond the 77 tokens", "subject outside of the square crop", "no face in a subject"
+NO_WORD = "no class word where the record says"
 FindFace = Callable[[Tensor], Face | None]
 
 
@@ -67,7 +68,10 @@ class Preparation:
             raise BadRecord(record.name, OUTSIDE)
         pixels = comfy.utils.common_upscale(picture.movedim(-1, 0)[None], self.size, self.size, "lanczos", "disabled")
         latent = self.model.process_latent_in(self.vae.encode(pixels.movedim(1, -1)))[0].float()
-        tokens = self.tokens(record.caption, [found.end for found in record.segments])
+        try:
+            tokens = self.tokens(record.caption, [found.end for found in record.segments])
+        except ValueError as error:  # a word of punctuation alone, or a trigger in the caption
+            raise BadRecord(record.name, NO_WORD) from error
         if any(position is None for _, positions in tokens.values() for position in positions):
             raise BadRecord(record.name, BEYOND)
         photos = [

@@ -12,12 +12,15 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+KEYS = {"id": int, "word": str, "start": int, "end": int, "reference": str | None}
+BACKGROUND = 0
 FORMAT = "A record is a picture, an .npy map of its segments and a .json with the caption, of one name."
 
 
@@ -55,10 +58,10 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        self.files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
 
     def read(self, name: str) -> bytes:
-        return self.files[name].read_bytes()
+        return (self.path / name).read_bytes()
 
 
 class Shard:
@@ -66,8 +69,11 @@ class Shard:
 
     def __init__(self, path: Path):
         self.path = path
-        with tarfile.open(path, "r:") as archive:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = [member for member in archive if member.isfile()]
+            file.seek(archive.offset)  # tarfile takes a damaged header, too, for the end
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"damaged or cut off after {len(members)} files")
         self.files = {member.name.removeprefix("./"): (member.offset_data, member.size) for member in members}
 
     def read(self, name: str) -> bytes:
@@ -92,8 +98,9 @@ class Records:
     def open(cls, places: Sequence[Path]) -> "Records":
         """Raises FileNotFoundError for a place that is not there, ValueError for one that holds no records."""
         records = cls([open_source(Path(place)) for place in places])
-        if not records.places:
-            raise ValueError(f"data: no .json of a record in {', '.join(map(str, places))}. {FORMAT}")
+        if not any(picture_of(source, stem) for source, stem in records.places):
+            missing = f"{', '.join(PICTURES)} beside any .json" if records.places else ".json of a record"
+            raise ValueError(f"data: no {missing} in {', '.join(map(str, places))}. {FORMAT}")
         return records
 
     def __len__(self) -> int:
@@ -114,7 +121,23 @@ def open_source(place: Path) -> Folder | Shard:
     try:
         return Shard(place)
     except tarfile.TarError as error:
-        raise ValueError(f"data: {place} is neither a folder nor a whole, uncompressed .tar ({error})") from error
+        problem = f"{place} is neither a folder nor a whole, uncompressed .tar ({error})"
+        raise ValueError(f"data: {problem}. Name the folder it was made from, or make it again.") from error
+
+
+def picture_of(source: Folder | Shard, stem: str) -> str | None:
+    """The file of a record's picture."""
+    return next((stem + ending for ending in PICTURES if stem + ending in source.files), None)
+
+
+def parse(content: bytes) -> tuple[str, list[dict[str, Any]]]:
+    """A .json's caption and segments, with all of KEYS. Raises ValueError, KeyError, TypeError, RecursionError."""
+    values = json.loads(content)
+    segments = [{"reference": None, **segment} for segment in values["segments"]]
+    typed = all(isinstance(segment[key], kind) for segment in segments for key, kind in KEYS.items())
+    if not typed or not isinstance(values["caption"], str):
+        raise TypeError("a value of another type than the format's")
+    return values["caption"], segments
 
 
 class RecordReader:
@@ -135,23 +158,22 @@ class RecordReader:
     def annotation(self) -> tuple[str, list[dict[str, Any]]]:
         """The caption, and at least one segment."""
         try:
-            values = json.loads(self.source.read(f"{self.stem}.json"))
-            caption = values["caption"]
-            segments = [{"reference": None, **segment} for segment in values["segments"]]
-            words = [(one["word"], caption[one["start"] : one["end"]], one["id"]) for one in segments]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            caption, segments = parse(self.source.read(f"{self.stem}.json"))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self.bad("unreadable annotation") from error
         if not segments:
             raise self.bad("no segments")
-        if any(not word or word != found for word, found, _ in words):
+        spans = [(one["word"], one["start"], one["end"]) for one in segments]
+        if not all(0 <= start < end <= len(caption) and caption[start:end] == word for word, start, end in spans):
             raise self.bad("word not in the caption where the record says")
+        if len({end for _, _, end in spans}) < len(spans):
+            raise self.bad("two segments of one word")
         return caption, segments
 
     def picture(self) -> np.ndarray:
-        for ending in PICTURES:
-            if (file := self.stem + ending) in self.source.files:
-                return self.pixels(file, "unreadable picture")
-        raise self.bad("missing picture")
+        if (file := picture_of(self.source, self.stem)) is None:
+            raise self.bad("missing picture")
+        return self.pixels(file, "unreadable picture")
 
     def pixels(self, file: str, reason: str) -> np.ndarray:
         try:
@@ -164,13 +186,16 @@ class RecordReader:
         if (file := f"{self.stem}.npy") not in self.source.files:
             raise self.bad("missing map")
         try:
-            return np.lib.format.read_array(io.BytesIO(self.source.read(file)), allow_pickle=False)
-        except (OSError, ValueError) as error:
+            numbers = np.lib.format.read_array(io.BytesIO(self.source.read(file)), allow_pickle=False)
+        except (OSError, ValueError, TokenError, MemoryError) as error:  # the last two: a damaged header
             raise self.bad("unreadable map") from error
+        if numbers.dtype.kind not in "biuf":
+            raise self.bad("unreadable map")
+        return numbers
 
     def segment(self, numbers: np.ndarray, annotation: dict[str, Any]) -> Segment:
         mask = numbers == annotation["id"]
-        if not mask.any():
+        if annotation["id"] == BACKGROUND or not mask.any():
             raise self.bad("empty segment")
         word, start, end = (annotation[key] for key in ("word", "start", "end"))
         return Segment(word, start, end, mask, self.reference(annotation["reference"]))
@@ -178,7 +203,7 @@ class RecordReader:
     def reference(self, file: str | None) -> np.ndarray | None:
         if file is None:
             return None
-        path = str(PurePosixPath(self.stem).with_name(file))
+        path = str(PurePosixPath(self.stem).parent / file)
         if path not in self.source.files:
             raise self.bad("missing reference")
         return self.pixels(path, "unreadable reference")
