@@ -78,11 +78,13 @@ def load_face_analysis(root: Path, name: str, provider: str = "CPU") -> Any:
     return analysis
 
 
-def detect(analysis: Any, photos: list[Tensor], which: str = LARGEST, index: int = 1) -> list[Face]:
+def detect(
+    analysis: Any, photos: list[Tensor], which: str = LARGEST, index: int = 1, source: str = "images"
+) -> list[Face]:
     """One Face for each photo (H, W, 3) in 0..1.
 
     which: a name of WHICH; index counts from 1 and is used by `left to right`. Raises ValueError on an object that is
-    not InsightFace's, and on a photo without a face or with fewer than `index`, naming the photo.
+    not InsightFace's, and on a photo without a face or with fewer than `index`, naming `source`'s photo.
     """
     _check_analysis(analysis)
     faces = []
@@ -92,7 +94,7 @@ def detect(analysis: Any, photos: list[Tensor], which: str = LARGEST, index: int
         found = find_faces(analysis, image)
         if not found:
             raise ValueError(
-                f"images: no face found in {where}. Use a photo where the face is bigger and looks to the "
+                f"{source}: no face found in {where}. Use a photo where the face is bigger and looks to the "
                 "camera: crop closer, or add a border around a face that fills the photo."
             )
         faces.append(_align(image, _choose(found, which, index, where)))

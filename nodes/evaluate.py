@@ -1,7 +1,5 @@
 """Scores of generated pictures: do they follow the prompt, and are they of the subjects?"""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.utils
@@ -37,15 +35,6 @@ def model_path(name: str, source: str) -> Path:
         f"{source}: '{name}' is no longer in {', '.join(roots)}. Put it back or choose another, then refresh the node "
         "definitions (R)."
     )
-
-
-@contextmanager
-def errors_of(source: str) -> Iterator[None]:
-    """Checks of photos speak of the input `images`; inside, their errors name `source`."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace("images:", f"{source}:", 1)) from error
 
 
 class MMDiffEvaluate(io.ComfyNode):
@@ -137,20 +126,14 @@ class MMDiffEvaluate(io.ComfyNode):
 
 def connected_photos(references: dict[str, Tensor | None]) -> dict[str, list[Tensor]]:
     """The connected references in the order of their sockets, as photos (H, W, 3). Raises ValueError naming one."""
-    photos = {}
-    for name, images in references.items():
-        if images is not None:
-            with errors_of(f"references.{name}"):
-                photos[name] = photos_from(images)
-    return photos
+    return {
+        name: photos_from(images, f"references.{name}") for name, images in references.items() if images is not None
+    }
 
 
 def face_matcher(face_analysis, subjects: dict[str, list[Tensor]]) -> FaceMatcher:
     """Finds the subjects' own faces. Raises ValueError naming the reference and the photo without one."""
-    faces = []
-    for name, photos in subjects.items():
-        with errors_of(f"references.{name}"):
-            faces.append(reference_faces(face_analysis, photos))
+    faces = [reference_faces(face_analysis, photos, f"references.{name}") for name, photos in subjects.items()]
     return FaceMatcher(face_analysis, faces)
 
 

@@ -4,19 +4,21 @@ import torch
 from torch import Tensor, nn
 
 
-def photos_from(images: Tensor) -> list[Tensor]:
+def photos_from(images: Tensor, source: str = "images") -> list[Tensor]:
     """IMAGE batch (B, H, W, C) -> B photos (H, W, 3). Grey is repeated, transparent pixels become white.
 
-    Raises ValueError on an empty batch, NaN, or a number of channels that is not a picture's.
+    source: the input that errors name. Raises ValueError on an empty batch, NaN, or a number of channels that is not a
+    picture's.
     """
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
-            f"images: expected a batch of pictures, got shape {tuple(images.shape)}. Connect the output of Load Image."
+            f"{source}: expected a batch of pictures, got shape {tuple(images.shape)}. Connect the output of Load "
+            "Image."
         )
     for number, photo in enumerate(images, start=1):
         if not torch.isfinite(photo).all():
             raise ValueError(
-                f"images: photo {number} holds NaN or infinite values. Check the node that made it, usually a VAE "
+                f"{source}: photo {number} holds NaN or infinite values. Check the node that made it, usually a VAE "
                 "decode in half precision."
             )
     channels = images.shape[-1]
@@ -26,7 +28,7 @@ def photos_from(images: Tensor) -> list[Tensor]:
         alpha = images[..., 3:]
         images = images[..., :3] * alpha + (1 - alpha)
     elif channels != 3:
-        raise ValueError(f"images: photos have {channels} channels, expected grey (1), RGB (3) or RGBA (4).")
+        raise ValueError(f"{source}: photos have {channels} channels, expected grey (1), RGB (3) or RGBA (4).")
     return [photo.float().cpu().clamp(0, 1) for photo in images]
 
 

@@ -39,12 +39,12 @@ def greedy_match(similarities: np.ndarray) -> list[int | None]:
     return matches
 
 
-def reference_faces(analysis: Any, photos: Sequence[Tensor]) -> np.ndarray:
+def reference_faces(analysis: Any, photos: Sequence[Tensor], source: str = "images") -> np.ndarray:
     """Photos (H, W, 3) of one subject -> unit vectors (photos, 512) of their largest faces.
 
-    Raises ValueError on a photo without a face.
+    Raises ValueError on a photo without a face, naming `source`, the photos' input.
     """
-    return np.stack([face.embedding.numpy() for face in detect(analysis, list(photos))])
+    return np.stack([face.embedding.numpy() for face in detect(analysis, list(photos), source=source)])
 
 
 @dataclass(frozen=True)
