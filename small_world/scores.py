@@ -4,7 +4,7 @@ A choice (style, hat, glasses, pattern) is kept if it is the same; a style belon
 word too. A colour is kept if it lies within a distance in CIELAB: 25, at which two random clothes colours agree by
 chance in 6% of training's pairs and in 11% of the evaluation's; 15 for skin, fur and metal, whose tones lie closer
 together (at 25 two humans of the evaluation agree in 80%). A hat's colour counts where there is to be a hat, and is
-kept only on a hat.
+kept only on a hat; style and accent, which a hat covers, count where there is to be none.
 """
 
 import math
@@ -18,6 +18,7 @@ from .looks import Colour, Look
 
 SHARED_CHOICES = "hat", "glasses", "pattern"
 COLOUR_DISTANCES = {"skin": 15.0, "accent": 25.0, "hat_colour": 25.0, "top": 25.0, "bottom": 25.0}
+UNDER_A_HAT = "style", "accent"
 ATTRIBUTES = "style", *SHARED_CHOICES, *COLOUR_DISTANCES
 RIGHT, SWAPPED, BLENDED = "right", "swapped", "blended"
 RESAMPLES = 2000
@@ -64,6 +65,8 @@ def is_kept(name: str, wanted: Look, seen: Look) -> bool:
 
 def has(name: str, look: Look) -> bool:
     """Whether the attribute can be seen on the look."""
+    if name in UNDER_A_HAT:
+        return look.hat == "none"
     return name != "hat_colour" or look.hat != "none"
 
 
