@@ -7,6 +7,7 @@ in ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from .vocabulary import tokenize  # noqa: E402
 
 BASE = "base"
 PLAN = Plan(BASE, steps=6000, rate=1e-3, warmup=300, ema_steps=500)
+STAGES = (PLAN.steps, 20000)  # a cosine each: the second starts again at 0.8 of the peak
 BATCH = 32
 SEED = 3
 SHARD, SHARDS = 500, 60
@@ -51,10 +53,13 @@ def train_base(folder: Path) -> bool:
     modules = (
         nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device).requires_grad_(True)
     )
-    trainer = Trainer(PLAN, folder, modules)
-    finished = trainer.train(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
-    export_base(folder, trainer.averaged())
-    return finished
+    for steps in STAGES:
+        trainer = Trainer(replace(PLAN, steps=steps), folder, modules)
+        finished = trainer.train(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
+        export_base(folder, trainer.averaged())
+        if not finished:
+            return False
+    return True
 
 
 def export_base(folder: Path, state: dict[str, Tensor]) -> None:

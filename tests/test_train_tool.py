@@ -63,7 +63,7 @@ def command(config: Path, launch: tuple[str, ...] = ()) -> list[str]:
 def train(config: Path, launch: tuple[str, ...] = (), expected: int = FINISHED) -> str:
     """Runs a training -> what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command(config, launch), capture_output=True, text=True, env=environment, timeout=600)
+    done = subprocess.run(command(config, launch), capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == expected, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -117,18 +117,17 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(configure):
 
 
 def test_two_processes_are_one_with_twice_the_batch(configure):
-    alone = configure("alone", plan={"batch_size": 4, "steps": 1})
-    pair = configure("pair", plan={"batch_size": 2, "steps": 1})
+    trained = {"small_world": str(ROOT / "small_world" / "weights")}  # untrained ones hardly have a gradient
+    alone = configure("alone", base=trained, plan={"batch_size": 4, "steps": 1})
+    pair = configure("pair", base=trained, plan={"batch_size": 2, "steps": 1})
     train(alone)
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
-    train(pair, (*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"))
+    train(pair, ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    assert state_of(pair)["identity"] == state_of(alone)["identity"]
     one, other = (state_of(config)["optimizer"]["state"] for config in (alone, pair))
     assert one.keys() == other.keys()
     largest = max(float(moment["exp_avg"].abs().max()) for moment in one.values())
     for number, moment in one.items():  # a tenth of the gradient, after one step
         torch.testing.assert_close(moment["exp_avg"], other[number]["exp_avg"], atol=1e-5 * largest, rtol=1e-3)
-    for name, weight in state_of(alone)["module"].items():
-        assert torch.isfinite(weight).all(), name
 
 
 BAD = {

@@ -11,6 +11,8 @@ from comfy.sd import CLIP, VAE
 from .examples import FindFace
 from .session import BaseModels
 
+NOT_COPIED = "model_config", "current_patcher"
+
 
 def copy_base(
     model: ModelPatcher,
@@ -37,8 +39,8 @@ def copy_base(
 
 def copy_patcher(patcher: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     """A patcher without patches, around a copy of the module that has them in its weights."""
-    loaded_by = getattr(patcher.model, "current_patcher", None)
-    module = copy.deepcopy(patcher.model, {id(loaded_by): None})
+    shared = {id(value): value for value in (getattr(patcher.model, name, None) for name in NOT_COPIED)}
+    module = copy.deepcopy(patcher.model, shared)
     own = patcher.clone(disable_dynamic=True, model_override=(module, ({}, {}, {}, set())))
     for key in own.patches:
         own.patch_weight_to_device(key)

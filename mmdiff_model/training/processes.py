@@ -20,12 +20,12 @@ class Processes:
 
 
 class Accelerated(Processes):
-    """The processes of `accelerate launch`, each on its own device; one where nothing was launched."""
+    """The processes of `accelerate launch` or torchrun, each on its own device; one where nothing was launched."""
 
-    def __init__(self, cpu: bool = False):
+    def __init__(self):
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(cpu=cpu)
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())  # without a GPU it joins no CPU processes
         super().__init__(self.accelerator.device)
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
 
