@@ -123,8 +123,11 @@ class MMDiffTrain(io.ComfyNode):
                     preview = "JPEG", draw_losses(log.losses(), settings.plan.steps), PREVIEW_SIZE
                 bar.update_absolute(step, preview=preview)
 
-            session.run(comfy.model_management.processing_interrupted, after)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+            try:
+                session.run(after=after)
+            except comfy.model_management.InterruptProcessingException:
+                session.keep()
+                raise
         plot = np.array(draw_losses(log.losses(), settings.plan.steps))
         plot = torch.from_numpy(plot).float()[None] / 255
         return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=ui.PreviewImage(plot, cls=cls))

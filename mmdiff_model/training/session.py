@@ -85,6 +85,11 @@ class Session:
         self.export()
         return finished
 
+    def keep(self) -> None:
+        """After an exception within a step: writes the state before that step, and the checkpoint. Raises OSError."""
+        self.loop.save()
+        self.export()
+
     def export(self) -> None:
         """Writes `checkpoint` in half precision, as the whole file or not at all. Raises OSError."""
         if self.processes.rank == 0:
