@@ -33,8 +33,8 @@ from .transformers import encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
 
 BASE = "base"
-PLAN = Plan(BASE, steps=6000, rate=1e-3, warmup=300, ema_steps=500)
-STAGES = (PLAN.steps, 20000)  # a cosine each: the second starts again at 0.8 of the peak
+STAGES = (6000,)  # steps at the end of each, with a cosine of its own
+PLAN = Plan(BASE, steps=STAGES[0], rate=1e-3, warmup=300, ema_steps=500)
 BATCH = 32
 SEED = 3
 SHARD, SHARDS = 500, 60
