@@ -37,9 +37,8 @@ def main() -> int:
 
 
 def estimate(path: Path) -> int:
-    from mmdiff_model.training.memory import report
-
     from mmdiff_model.training.config import load_config
+    from mmdiff_model.training.memory import report
 
     print(report(load_config(path)))
     return 0
