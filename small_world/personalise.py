@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from mmdiff_model.checkpoint import Checkpoint, load_checkpoint
 from mmdiff_model.prompt import strip_triggers
 from mmdiff_model.routing import AUTO
-from mmdiff_model.sampling import apply_subjects, last_routing
+from mmdiff_model.sampling import apply_subjects
 from mmdiff_model.subject import Subject, encode_subject
 from mmdiff_model.text import encode_text
 
@@ -53,15 +53,8 @@ class Personaliser:
     @torch.no_grad()
     def paint(self, prompt: str, references: Sequence[np.ndarray], seed: int, how: How = PLAIN) -> np.ndarray:
         """A prompt with a trigger for each reference -> picture (128, 128, 3) uint8."""
-        return self.paint_with_maps(prompt, references, seed, how)[0]
-
-    @torch.no_grad()
-    def paint_with_maps(
-        self, prompt: str, references: Sequence[np.ndarray], seed: int, how: How
-    ) -> tuple[np.ndarray, torch.Tensor | None]:
-        """The picture, and where each subject went, (subjects, h, w), where it was routed."""
-        if self.checkpoint is None or len(references) == 0:
-            return self.sample(self.model, *self.plain(prompt), seed), None
+        if self.checkpoint is None:
+            return self.sample(self.model, *self.plain(prompt), seed)
         subjects = [self.encode(reference) for reference in references]
         if how.text:
             text = encode_text(self.clip, self.checkpoint, subjects, prompt, "")
@@ -70,9 +63,7 @@ class Personaliser:
             positive, negative = self.plain(prompt)
         scale = how.fuse_scale if how.image else 0.0
         model = apply_subjects(self.model, self.checkpoint, subjects, scale, routing=how.routing)
-        picture = self.sample(model, positive, negative, seed)
-        routing = last_routing(model)
-        return picture, None if routing is None else routing[0]
+        return self.sample(model, positive, negative, seed)
 
     def plain(self, prompt: str) -> tuple[list, list]:
         """Conditionings of the prompt without its triggers, and of the empty one."""

@@ -87,7 +87,7 @@ def test_a_training_from_the_command_line(configure, data, tmp_path):
     assert load_checkpoint(output / "mmdiff.safetensors").variant == "subject"
     assert [line.partition(",")[0] for line in (output / "log.csv").read_text().split()] == ["step", *"1234"]
     assert list((output / "tensorboard").glob("events*"))
-    for step in (2, 4):
+    for step in (0, 2, 4):
         assert Image.open(output / "samples" / f"step_{step:06d}.png").size == (128, 128)
     assert "trained step 4" in train(tmp_path / "run.yaml")  # nothing left to do
 
@@ -133,13 +133,20 @@ def test_two_processes_are_one_with_twice_the_batch(configure):
 BAD = {
     "misspelt key": ({"plan": {"stpes": 1}}, "plan.stpes: no such key; did you mean plan.steps?"),
     "no base": ({"base": {"small_world": "nowhere"}}, "base.small_world: nowhere does not exist"),
+    "no reference": (
+        {"samples": {"prompt": "a cat<|subj|>", "references": ["nowhere.jpg"]}},
+        "No such file or directory: 'nowhere.jpg'",
+    ),
+    "no trigger": ({"samples": {"prompt": "a cat", "references": ["{reference}"]}}, "there is no trigger"),
     "no data": ({"data": {"places": ["nowhere"]}}, "nowhere"),
 }
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
-def test_bad_input_ends_with_one_line(configure, changes, message):
-    printed = train(configure(**changes), expected=FAILED)
+def test_bad_input_ends_with_one_line(configure, data, changes, message):
+    config = configure(**changes)
+    config.write_text(config.read_text().replace("{reference}", str(next(data.rglob("*1.jpg")))))
+    printed = train(config, expected=FAILED)
     assert message in printed and "Traceback" not in printed
 
 

@@ -59,18 +59,22 @@ def train(path: Path) -> int:
     session = Session(config, load_models(config), Records.open(config.data.places), processes)
     log = Log(config.output, session.loop.step, config.plan.steps) if processes.rank == 0 else None
 
-    def after(step: int, figures: dict[str, float]) -> None:
-        if log is None:
-            return
-        log.write(step, figures)
-        if config.samples and step % config.samples.every == 0:
-            session.export()
-            with session.paused():
-                picture = paint(config.samples, session.base, session.checkpoint, config.data.size)
-            path = config.output / SAMPLES_FOLDER / f"step_{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path)
+    def sample(step: int) -> None:
+        session.export()
+        with session.paused():
+            picture = paint(config.samples, session.base, session.checkpoint, config.data.size)
+        path = config.output / SAMPLES_FOLDER / f"step_{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path)
 
+    def after(step: int, figures: dict[str, float]) -> None:
+        if log is not None:
+            log.write(step, figures)
+            if config.samples and step % config.samples.every == 0:
+                sample(step)
+
+    if log is not None and config.samples:
+        sample(session.loop.step)  # what is wrong with them must not show up hours later
     with signals() as stop:
         finished = session.run(stop, after)
     if log is not None:

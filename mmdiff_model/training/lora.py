@@ -50,14 +50,6 @@ class LoRAs(nn.Module):
     def __getitem__(self, name: str) -> LoRA:
         return self.layers[self.names.index(name)]
 
-    def export(self, parts: str = "{name}.{side}.weight") -> dict[str, Tensor]:
-        """Tensors under the checkpoint's keys."""
-        return {
-            parts.format(name=name, side=side): getattr(layer, side).detach()
-            for name, layer in zip(self.names, self.layers, strict=True)
-            for side in ("down", "up")
-        }
-
 
 def unet_projections(model: BaseModel) -> dict[str, str]:
     """`<diffusers attention>.processor.to_q` -> ComfyUI's weight key, for q, k, v and out of every attention."""
