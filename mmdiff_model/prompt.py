@@ -8,8 +8,12 @@ import logging
 import re
 from collections.abc import Sequence
 
+PLAIN_TRIGGER = "<|subj|>"
 TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
-WHERE = "Put <|subj|> directly after the subject's class word, as in: a photo of a man<|subj|> on the beach"
+WEIGHTED = re.compile(rf"((?:(?::[+-]?[\d.]+)?(?<!\\)\))*\s*){TRIGGER.pattern}")  # with the end of the weights before it
+WHERE = (
+    f"Put {PLAIN_TRIGGER} directly after the subject's class word, as in: a photo of a man{PLAIN_TRIGGER} on the beach"
+)
 
 
 logger = logging.getLogger(__name__)
@@ -28,8 +32,8 @@ def strip_triggers(prompt: str) -> str:
 
 
 def mark_triggers(prompt: str, marker: str) -> str:
-    """The prompt with `marker` in place of each trigger."""
-    return TRIGGER.sub(lambda _: marker, prompt)
+    """The prompt with `marker` in place of each trigger, inside of weights, whose reading it then leaves as it is."""
+    return WEIGHTED.sub(lambda found: marker + found[1], prompt)
 
 
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:

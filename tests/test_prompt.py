@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -67,6 +67,8 @@ def test_positions_are_the_released_codes(prompt, tiny):
     word=st.sampled_from(CLASS_WORDS),
     form=st.sampled_from(["{}<|subj|>", "({}<|subj|>:1.3)", "(({}<|subj|>))", "{} <|subj|>", "({}:0.8)<|subj|>"]),
 )
+@example(before=["(soft"], after=[], word="man", form="({}:0.8)<|subj|>")
+@example(before=["light:1.2)"], after=[], word="man", form="({}:0.8)<|subj|>")
 def test_the_class_words_last_token_is_found_anywhere(tiny, before, after, word, form):
     prompt = " ".join([*before, form.format(word), *after])
     (last,) = {token_text(tiny, "l", word, (0, len(tiny.clip.tokenizer.clip_l.tokenizer(word)["input_ids"]) - 2))}
