@@ -7,7 +7,6 @@ All sizes and the variant come from the tensors. Readable names are `cls_head.*`
 
 import hashlib
 import json
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .adapter import PORTRAIT, SUBJECT, TOKENS_GROUP, Adapter, Sizes
+from .files import write_whole
 from .lora import name_text_lora, name_unet_lora
 
 UNET_FILE, TEXT_FILE, CUSTOM_FILE = "unet_adapter_weights.bin", "text_encoder_adapter_weights.bin", "custom_weights.bin"
@@ -124,15 +124,10 @@ def describe(variant: str, sizes: Sizes, tensors: dict[str, Tensor], text_encode
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     """Through a temporary file in the same folder: `path` is whole or as it was. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata)
-        os.replace(partial, path)
+        write_whole(path, lambda partial: save_file(tensors, partial, metadata))
     except SafetensorError as error:
         raise OSError(f"could not write '{path}': {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def fingerprint(modules: dict[str, Tensor]) -> str:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 PLAIN_TRIGGER = "<|subj|>"
 TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
-WEIGHTED = re.compile(rf"((?:(?::[+-]?[\d.]+)?(?<!\\)\))*\s*){TRIGGER.pattern}")  # with the end of the weights before it
+WEIGHTED = re.compile(rf"((?:(?::[+-]?[\d.]+)?(?<!\\)\))*\s*){TRIGGER.pattern}")  # and the end of weights before it
 WHERE = (
     f"Put {PLAIN_TRIGGER} directly after the subject's class word, as in: a photo of a man{PLAIN_TRIGGER} on the beach"
 )
-
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..mmdiff_model.checkpoint import OFFICIAL_FILES, load_checkpoint, save_checkpoint
-from .folders import new_file, register
+from .folders import find, new_file, register
 from .sockets import MMDiff, mmdiff_input
 
 FOLDER = register("mmdiff", ".safetensors", ".bin")
@@ -21,17 +21,6 @@ def checkpoint_names() -> list[str]:
         elif file.name in OFFICIAL_FILES:
             names.add(file.parent.as_posix())
     return sorted(names)
-
-
-def checkpoint_path(name: str) -> Path:
-    """Full path of a name from checkpoint_names. Raises FileNotFoundError."""
-    for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
-        if (folder / name).exists():
-            return folder / name
-    raise FileNotFoundError(
-        f"checkpoint: '{name}' is no longer in {', '.join(folder_paths.get_folder_paths(FOLDER))}. "
-        "Put it back or choose another, then refresh the node definitions (R)."
-    )
 
 
 class MMDiffLoader(io.ComfyNode):
@@ -62,7 +51,7 @@ class MMDiffLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, text_encoder_2_lora: bool) -> io.NodeOutput:
-        return io.NodeOutput(load_checkpoint(checkpoint_path(checkpoint), text_encoder_2_lora))
+        return io.NodeOutput(load_checkpoint(find(FOLDER, checkpoint, "checkpoint"), text_encoder_2_lora))
 
 
 class MMDiffSaveCheckpoint(io.ComfyNode):

@@ -1,19 +1,17 @@
 """The small world in a graph: models that come with the pack, and characters drawn by code."""
 
-from pathlib import Path
 from random import Random
 
 import torch
 from comfy_api.latest import io
 
 from ..mmdiff_model.checkpoint import load_checkpoint
+from ..small_world import ADAPTER_FILE, WEIGHTS
 from ..small_world.drawing import reference
 from ..small_world.looks import WORDS, sample_look
 from ..small_world.poses import ACTIONS, REFERENCE_ACTIONS
 from .sockets import MMDiff
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "small_world" / "weights"
-ADAPTER = "mmdiff.safetensors"
 PICTURE_SIZE = 256
 
 
@@ -42,7 +40,7 @@ class MMDiffDemoModels(io.ComfyNode):
         from ..small_world.models import load_clip, load_model, load_vae, load_vision
 
         models = (load(WEIGHTS) for load in (load_model, load_clip, load_vae, load_vision))
-        return io.NodeOutput(*models, load_checkpoint(WEIGHTS / ADAPTER))
+        return io.NodeOutput(*models, load_checkpoint(WEIGHTS / ADAPTER_FILE))
 
 
 class MMDiffDemoCharacter(io.ComfyNode):

@@ -11,7 +11,7 @@ from ..mmdiff_model.evaluation.encoders import load_clip, load_dino
 from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces
 from ..mmdiff_model.evaluation.picture import draw_report
 from ..mmdiff_model.evaluation.similarity import evaluate, plain_prompt
-from .folders import register
+from .folders import find, register
 from .images import photos_from
 from .sockets import FACE_SOCKETS, MAX_SUBJECTS
 
@@ -23,18 +23,6 @@ def model_names() -> list[str]:
     """The folders in models/mmdiff_evaluation that hold a config.json, at any depth, and `none`."""
     files = map(Path, folder_paths.get_filename_list(FOLDER))
     return [NONE, *sorted(file.parent.as_posix() for file in files if file.name == "config.json")]
-
-
-def model_path(name: str, source: str) -> Path:
-    """Full path of a name from model_names. Raises FileNotFoundError naming the input."""
-    roots = folder_paths.get_folder_paths(FOLDER)
-    for folder in (Path(root) / name for root in roots):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"{source}: '{name}' is no longer in {', '.join(roots)}. Put it back or choose another, then refresh the node "
-        "definitions (R)."
-    )
 
 
 class MMDiffEvaluate(io.ComfyNode):
@@ -111,8 +99,8 @@ class MMDiffEvaluate(io.ComfyNode):
         pictures = photos_from(images)
         subjects = connected_photos(references)
         check_choice(prompt, bool(subjects), clip_model, dino_model, face_analysis is not None)
-        clip = None if clip_model == NONE else load_clip(model_path(clip_model, "clip_model"), "clip_model")
-        dino = None if dino_model == NONE else load_dino(model_path(dino_model, "dino_model"), "dino_model")
+        clip = None if clip_model == NONE else load_clip(find(FOLDER, clip_model, "clip_model"), "clip_model")
+        dino = None if dino_model == NONE else load_dino(find(FOLDER, dino_model, "dino_model"), "dino_model")
         faces = None if face_analysis is None else face_matcher(face_analysis, subjects)
         steps = comfy.utils.ProgressBar(sum(model is not None for model in (clip, dino)) + len(pictures) * bool(faces))
         report = evaluate(pictures, prompt, list(subjects.values()), clip, dino, faces, lambda: steps.update(1))

@@ -12,6 +12,18 @@ def register(folder: str, *extensions: str) -> str:
     return folder
 
 
+def find(folder: str, name: str, source: str) -> Path:
+    """Full path of a file or folder in a registered folder. Raises FileNotFoundError naming the input `source`."""
+    roots = folder_paths.get_folder_paths(folder)
+    for path in (Path(root) / name for root in roots):
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"{source}: '{name}' is no longer in {', '.join(roots)}. Put it back or choose another, then refresh the node "
+        "definitions (R)."
+    )
+
+
 def new_file(folder: str, filename: str, overwrite: bool = False) -> Path:
     """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError."""
     root = Path(folder_paths.get_folder_paths(folder)[0])

@@ -114,13 +114,15 @@ class MMDiffTrain(io.ComfyNode):
             )
             session = Session(settings, base, records, Processes(device))
             log = CsvLog(settings.output, session.loop.step)
+            losses = log.losses()
             bar = comfy.utils.ProgressBar(settings.plan.steps)
 
             def after(step: int, figures: dict[str, float]) -> None:
                 log.write(step, figures)
+                losses.append((step, figures["loss"]))
                 preview = None
                 if step % PREVIEW_STEPS == 0:
-                    preview = "JPEG", draw_losses(log.losses(), settings.plan.steps), PREVIEW_SIZE
+                    preview = "JPEG", draw_losses(losses, settings.plan.steps), PREVIEW_SIZE
                 bar.update_absolute(step, preview=preview)
 
             try:
@@ -128,7 +130,7 @@ class MMDiffTrain(io.ComfyNode):
             except comfy.model_management.InterruptProcessingException:
                 session.keep()
                 raise
-        plot = np.array(draw_losses(log.losses(), settings.plan.steps))
+        plot = np.array(draw_losses(losses, settings.plan.steps))
         plot = torch.from_numpy(plot).float()[None] / 255
         return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=ui.PreviewImage(plot, cls=cls))
 

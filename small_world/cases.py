@@ -6,13 +6,14 @@ from random import Random
 
 import numpy as np
 
+from mmdiff_model.prompt import PLAIN_TRIGGER
+
 from .backgrounds import PLACES
 from .drawing import reference
 from .looks import Look
 from .poses import ACTIONS, REFERENCE_ACTIONS
 from .scenes import draw_scene, sample_looks
 
-TRIGGER = "<|subj|>"
 NIGHTS = 0.2
 
 
@@ -63,7 +64,7 @@ def draw_content(random: Random, looks: tuple[Look, ...]) -> Content:
 
 def write_prompt(content: Content) -> str:
     """A caption as training has them, with nothing left out and a trigger after every class word."""
-    names = [f"a {look.word}{TRIGGER}" for look in content.looks]
+    names = [f"a {look.word}{PLAIN_TRIGGER}" for look in content.looks]
     if len(set(content.actions)) == 1:
         told = f"{' and '.join(names)} {content.actions[0]}"
     else:

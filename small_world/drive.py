@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .training import start  # isort: skip  (first: it finds ComfyUI)
 
+from . import ADAPTER_FILE, WEIGHTS
 from .models import CODEC, TEXT_ENCODERS, UNET_MODEL, VISION_ENCODER
 from .reader import READER
 from .train_adapter import ADAPTERS, train_ablation, train_adapter
@@ -19,8 +20,6 @@ from .train_base import train_base
 from .train_codec import train_codec
 from .train_reader import train_reader
 from .train_vision import train_vision
-
-WEIGHTS = Path(__file__).resolve().parent / "weights"
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def bundle(folder: Path) -> None:
     WEIGHTS.mkdir(exist_ok=True)
     for name in (CODEC, VISION_ENCODER, TEXT_ENCODERS, UNET_MODEL, READER):
         shutil.copy(folder / f"{name}.safetensors", WEIGHTS)
-    shutil.copy(folder / ADAPTERS / "mmdiff" / "mmdiff.safetensors", WEIGHTS)
+    shutil.copy(folder / ADAPTERS / "mmdiff" / ADAPTER_FILE, WEIGHTS)
 
 
 if __name__ == "__main__":

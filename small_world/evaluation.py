@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,15 +11,16 @@ from .host import use_comfyui
 
 use_comfyui()
 
+from mmdiff_model.files import write_whole  # noqa: E402
 from mmdiff_model.routing import OFF  # noqa: E402
 
+from . import ADAPTER_FILE  # noqa: E402
 from .cases import Case, draw_cases, draw_truths  # noqa: E402
 from .painters import Painter, codec_painter, paint_chance, sampling_painter  # noqa: E402
 from .personalise import PLAIN, How  # noqa: E402
 from .reader import Reader  # noqa: E402
 from .scores import ATTRIBUTES, COLOUR_DISTANCES, Figure, figure, score_all  # noqa: E402
 
-ADAPTER_FILE = "mmdiff.safetensors"
 OURS, BASE = "MM-Diff", "base without adapter"
 MAIN = (
     "single.attributes",
@@ -145,6 +145,5 @@ def nested(values: Mapping[str, object]) -> dict[str, dict]:
 
 def write_json(path: Path, report: dict) -> None:
     """Replaces the file as a whole. Raises OSError."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    text = json.dumps(report, indent=1) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mmdiff_model.files import write_whole  # noqa: E402
 from mmdiff_model.training.loop import Figures, Loop, Micro  # noqa: E402
 from mmdiff_model.training.processes import Processes, signals  # noqa: E402
 from mmdiff_model.training.session import BaseModels  # noqa: E402
@@ -102,9 +102,8 @@ def load_base(weights: Path) -> BaseModels:
 
 def write_weights(folder: Path, name: str, state: dict[str, Tensor]) -> None:
     """`folder`/<name>.safetensors in half precision, replaced as a whole. Raises OSError."""
-    partial = folder / f"{name}.partial"
-    save_file({key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in state.items()}, partial)
-    os.replace(partial, folder / f"{name}.safetensors")
+    tensors = {key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in state.items()}
+    write_whole(folder / f"{name}.safetensors", lambda partial: save_file(tensors, partial))
 
 
 def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:

@@ -143,11 +143,11 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path):
     loop = make_loop(tmp_path)
     loop.update(fit(loop))
     loop.save()
-    (tmp_path / "state.pt.partial").symlink_to("/dev/full")
+    (tmp_path / ".state.pt.partial").symlink_to("/dev/full")
     loop.update(fit(loop))
     with pytest.raises(OSError, match=r"state\.pt: could not be written .*last save is still there\. Free some disk"):
         loop.save()
-    assert not (tmp_path / "state.pt.partial").is_symlink()
+    assert not (tmp_path / ".state.pt.partial").is_symlink()
     assert make_loop(tmp_path).step == 1
     loop.save()
     assert make_loop(tmp_path).step == 2

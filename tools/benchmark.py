@@ -23,23 +23,6 @@ import setup_host
 
 HOST = "MMDIFF_BENCHMARK_HOST"
 ROOT = Path(__file__).resolve().parent.parent
-SDXL = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "transformer_depth_middle": 10,
-    "context_dim": 2048,
-    "adm_in_channels": 2816,
-    "num_classes": "sequential",
-    "use_linear_in_transformer": True,
-    "use_spatial_transformer": True,
-    "legacy": False,
-}
 WIDTHS = [640] * 4 + [1280] * 50 + [640] * 6 + [1280] * 10
 RANK, TOKENS = 64, 4
 
@@ -126,7 +109,9 @@ def random_sdxl():
     import comfy.supported_models
     import torch
 
-    config = comfy.supported_models.SDXL({**SDXL, "dtype": torch.bfloat16})
+    from mmdiff_model.training.memory import UNET
+
+    config = comfy.supported_models.SDXL({**UNET, "dtype": torch.bfloat16})
     torch.manual_seed(0)
     model = comfy.model_base.SDXL(config, device="cpu")
     for parameter in model.diffusion_model.parameters():

@@ -15,8 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-WEIGHTS = ROOT / "small_world" / "weights"
-
 
 def main() -> int:
     """The exit status: 1 where weights are missing."""
@@ -32,13 +30,12 @@ def main() -> int:
 
     import torch
 
-    from small_world import evaluation, personalise, reader
+    from small_world import WEIGHTS, evaluation, personalise, reader
 
     torch.set_num_threads(options.threads)
-    weights = options.ablation or WEIGHTS
     try:
         reading = reader.load_reader(WEIGHTS)
-        painters = evaluation.ablation(weights) if options.ablation else evaluation.bundled(weights)
+        painters = evaluation.ablation(options.ablation) if options.ablation else evaluation.bundled(WEIGHTS)
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,13 +2,13 @@
 
 import functools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..files import write_whole
 from .matching import Box
 
 FORMAT, FORMAT_VERSION = "mmdiff_evaluation", 1
@@ -117,12 +117,8 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Writes the JSON file; a failed write leaves nothing behind. Raises OSError."""
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:

@@ -11,12 +11,12 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor, nn
 
 from ..adapter import PORTRAIT
+from ..prompt import PLAIN_TRIGGER
 from ..subject import BLACK, WHITE, Face
 from ..text import CHUNK, ENCODERS, find_class_words
 from ..vision import pad_to_square, resize, segment
 from .records import BadRecord, Record
 
-TRIGGER = "<|subj|>"
 BEYOND, OUTSIDE, NO_FACE = "word beyond the 77 tokens", "subject outside of the square crop", "no face in a subject"
 NO_WORD = "no class word where the record says"
 FindFace = Callable[[Tensor], Face | None]
@@ -98,9 +98,9 @@ class Preparation:
         if not ends:
             return {key: (row, []) for key, row in rows.items()}
         prompt = "".join(
-            caption[start:end] + TRIGGER
+            caption[start:end] + PLAIN_TRIGGER
             for start, end in zip([0, *sorted(ends)], [*sorted(ends), len(caption)], strict=True)
-        ).removesuffix(TRIGGER)
+        ).removesuffix(PLAIN_TRIGGER)
         order = sorted(range(len(ends)), key=ends.__getitem__)
         words = find_class_words(self.clip, prompt, order)
         found = {}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..files import write_whole
 from .loop import Figures
-from .state import write_whole
 
 CSV_FILE, BOARD_FOLDER = "log.csv", "tensorboard"
 SMOOTHING = 0.98

@@ -1,9 +1,10 @@
 """The state of a training on disk: one file that is replaced as a whole, so that a kill leaves the old or the new."""
 
-import os
 from pathlib import Path
 
 import torch
+
+from ..files import write_whole
 
 
 class StateError(ValueError):
@@ -33,21 +34,12 @@ class State:
         return saved
 
     def save(self, values: dict) -> None:
-        """Replaces the file. Raises OSError; the file that was there stays."""
-        write_whole(self.path, lambda partial: torch.save({**values, "identity": self.identity}, partial))
-
-
-def write_whole(path: Path, write) -> None:
-    """write(partial) makes a file beside `path` that then takes its place. Raises OSError with what to do."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with a RuntimeError
-        partial.unlink(missing_ok=True)
-        kept = "the file of the last save is still there" if path.is_file() else "nothing has been saved yet"
-        raise OSError(
-            f"{path}: could not be written ({error}); {kept}. Free some disk space or fix the folder, then run the "
-            "same command again."
-        ) from error
+        """Replaces the file. Raises OSError with what to do; the file that was there stays."""
+        try:
+            write_whole(self.path, lambda partial: torch.save({**values, "identity": self.identity}, partial))
+        except (OSError, RuntimeError) as error:  # torch.save tells of a full disk with a RuntimeError
+            kept = "the file of the last save is still there" if self.path.is_file() else "nothing has been saved yet"
+            raise OSError(
+                f"{self.path}: could not be written ({error}); {kept}. Free some disk space or fix the folder, then "
+                "run the same command again."
+            ) from error
