@@ -109,9 +109,8 @@ class MMDiffTrain(io.ComfyNode):
         settings = settings_of(output_folder(name), device, **options)
         records = Records.open([data_path(data)])
         with torch.inference_mode(False):
-            base = copy_base(
-                model, clip, vae, clip_vision, dtype_on(device), face_finder(face_analysis, settings.variant)
-            )
+            find_face = face_finder(face_analysis, settings.variant)
+            base = copy_base(model, clip, vae, clip_vision, settings.plan.dtype, find_face)
             session = Session(settings, base, records, Processes(device))
             log = CsvLog(settings.output, session.loop.step)
             losses = log.losses()
@@ -137,9 +136,10 @@ class MMDiffTrain(io.ComfyNode):
 
 def settings_of(output: Path, device: torch.device, **options):
     """The training's settings from the node's widgets."""
-    from ..mmdiff_model.training.config import Data, Plan, Settings
+    from ..mmdiff_model.training.config import Data, Settings
     from ..mmdiff_model.training.constraint import BALANCE, NONE
     from ..mmdiff_model.training.objective import Losses
+    from ..mmdiff_model.training.plan import Plan
     from ..mmdiff_model.training.trainable import Shape
 
     plan = Plan(
@@ -149,7 +149,7 @@ def settings_of(output: Path, device: torch.device, **options):
         ema_steps=max(1, min(1000, options["steps"] // 10)),
         batch_size=options["batch_size"],
         accumulation=options["accumulation"],
-        precision={torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype_on(device)],
+        precision=precision_on(device),
     )
     weight = options["constraint_weight"]
     return Settings(
@@ -165,11 +165,11 @@ def settings_of(output: Path, device: torch.device, **options):
     )
 
 
-def dtype_on(device: torch.device) -> torch.dtype:
+def precision_on(device: torch.device) -> str:
     """What a base is trained in: half precision on GPUs, bfloat16 where they have it."""
     if device.type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float16
+        return "fp32"
+    return "bf16" if comfy.model_management.should_use_bf16(device) else "fp16"
 
 
 def output_folder(name: str) -> Path:

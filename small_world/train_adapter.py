@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .training import Log, Plan, load_base, start, training_device  # isort: skip  (first: it finds ComfyUI)
+from .training import Log, load_base, start, training_device  # isort: skip  (first: it finds ComfyUI)
 
 from mmdiff_model.adapter import SUBJECT
 from mmdiff_model.training import config
@@ -20,6 +20,7 @@ from mmdiff_model.training.constraint import BALANCE, MASKED, NONE, Constraint
 from mmdiff_model.training.dataset import Drops
 from mmdiff_model.training.examples import Example
 from mmdiff_model.training.objective import Losses
+from mmdiff_model.training.plan import Plan
 from mmdiff_model.training.processes import Processes, signals
 from mmdiff_model.training.session import Session
 from mmdiff_model.training.trainable import (
@@ -75,7 +76,7 @@ def configure(output: Path, name: str, steps: int) -> config.Settings:
         output=output,
         variant=SUBJECT,
         data=config.Data((), SIZE, cache=True),
-        plan=config.Plan(steps, rate=1.5e-3, warmup=100, ema_steps=300, batch_size=BATCH, precision="bf16"),
+        plan=Plan(steps, rate=1.5e-3, warmup=100, ema_steps=300, batch_size=BATCH, precision="bf16"),
         shape=variant.shape,
         parts=variant.parts,
         losses=replace(LOSSES, constraint=variant.constraint),
@@ -101,7 +102,7 @@ def train_variant(folder: Path, output: Path, name: str, steps: int, prepared: d
     settings = configure(output, name, steps)
     session = Session(settings, load_base(folder), World(SEED, SCENES), Processes(training_device()))
     session.examples.cache = prepared
-    log = Log(Plan(name, steps, settings.plan.rate), session.loop.step)
+    log = Log(name, session.loop.step, steps)
     with signals() as stop:
         finished = session.run(stop, log.write)
     logging.info("%s: %s", name, session.checkpoint)

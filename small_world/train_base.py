@@ -23,19 +23,19 @@ from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from mmdiff_model.training.encoders import attend_by_products  # noqa: E402
+from mmdiff_model.training.plan import Plan  # noqa: E402
 
 from .models import CODEC, TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_codec, build_text  # noqa: E402
 from .scenes import make_scene  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .train_codec import to_pixels  # noqa: E402
-from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
+from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
 from .transformers import encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
 
 BASE = "base"
 STAGES = (6000,)  # steps at the end of each, with a cosine of its own
-PLAN = Plan(BASE, steps=STAGES[0], rate=1e-3, warmup=300, ema_steps=500)
-BATCH = 32
+PLAN = Plan(steps=STAGES[0], rate=1e-3, warmup=300, ema_steps=500, batch_size=32)
 SEED = 3
 SHARD, SHARDS = 500, 60
 EMPTY = 0.1
@@ -54,7 +54,7 @@ def train_base(folder: Path) -> bool:
         nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device).requires_grad_(True)
     )
     for steps in STAGES:
-        trainer = Trainer(replace(PLAN, steps=steps), folder, modules)
+        trainer = Trainer(BASE, replace(PLAN, steps=steps), folder, modules)
         finished = trainer.train(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
         export_base(folder, trainer.averaged())
         if not finished:
@@ -74,13 +74,13 @@ def base_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of the predicted noise on a batch of latents, weighted by min-SNR."""
     random = generator(BASE, step)
-    chosen = torch.randint(len(data["latents"]), (BATCH,), generator=random).numpy()
+    chosen = torch.randint(len(data["latents"]), (PLAN.batch_size,), generator=random).numpy()
     latents = torch.from_numpy(data["latents"][chosen]).float().to(device)
     empty = tokenize([""])
-    dropped = (torch.rand(BATCH, generator=random) < EMPTY)[:, None]
+    dropped = (torch.rand(PLAN.batch_size, generator=random) < EMPTY)[:, None]
     written = {key: torch.from_numpy(data[key][chosen]).long() for key in empty}
     tokens = {key: torch.where(dropped, empty[key], written[key]).to(device) for key in empty}
-    steps = torch.randint(1000, (BATCH,), generator=random).to(device)
+    steps = torch.randint(1000, (PLAN.batch_size,), generator=random).to(device)
     noise = torch.randn(latents.shape, generator=random).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         context, pooled = encode_text(text, tokens)

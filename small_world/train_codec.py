@@ -20,12 +20,13 @@ from comfy.latent_formats import SDXL  # noqa: E402
 from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from mmdiff_model.training.plan import Plan  # noqa: E402
+
 from .models import CODEC, build_codec  # noqa: E402
 from .scenes import make_scene  # noqa: E402
-from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
+from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
 
-PLAN = Plan(CODEC, steps=4000, rate=2e-3, ema_steps=250)
-BATCH = 8
+PLAN = Plan(steps=4000, rate=2e-3, warmup=200, ema_steps=250, batch_size=8)
 SEED = 1
 KL_WEIGHT = 1e-4
 CHARACTER_WEIGHT = 2.0
@@ -37,7 +38,7 @@ def train_codec(folder: Path) -> bool:
     torch.manual_seed(SEED)
     device = training_device()
     codec = build_codec().to(device).requires_grad_(True)
-    trainer = Trainer(PLAN, folder, codec)
+    trainer = Trainer(CODEC, PLAN, folder, codec)
     if not trainer.train(lambda step: codec_loss(codec, step, device)):
         return False
     codec.load_state_dict(trainer.averaged())
@@ -50,7 +51,7 @@ def train_codec(folder: Path) -> bool:
 
 def codec_loss(codec: AutoencoderKL, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared and absolute error of a batch of scenes, and the latents' KL divergence from noise."""
-    scenes = [make_scene(SEED, step * BATCH + number) for number in range(BATCH)]
+    scenes = [make_scene(SEED, step * PLAN.batch_size + number) for number in range(PLAN.batch_size)]
     pixels = to_pixels(np.stack([scene.picture for scene in scenes])).to(device)
     masks = torch.from_numpy(np.stack([scene.masks.max(axis=0) for scene in scenes]))[:, None].to(device) / 255
     with torch.autocast(device.type, torch.bfloat16):

@@ -19,6 +19,8 @@ use_comfyui()
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mmdiff_model.training.plan import Plan  # noqa: E402
+
 from .cases import Content, draw_cases, draw_truths  # noqa: E402
 from .reader import CHARACTER, COLOURS, READER, SCENE, Reader, labels_of_contents, load_reader  # noqa: E402
 from .scenes import Scene, make_scene  # noqa: E402
@@ -26,10 +28,9 @@ from .scores import describe, score_all  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .train_base import LATENT_SCALE, load_codec  # noqa: E402
 from .train_codec import to_pixels  # noqa: E402
-from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
+from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
 
-PLAN = Plan(READER, steps=6000, rate=3e-3, ema_steps=200)
-BATCH = 32
+PLAN = Plan(steps=6000, rate=3e-3, warmup=200, ema_steps=200, batch_size=32)
 SEED = 5
 SHARD, SHARDS = 500, 16
 DECODED = SHARD * SHARDS  # the scenes of this number and above are drawn as training goes
@@ -45,7 +46,7 @@ def train_reader(folder: Path) -> bool:
     codec = load_codec(folder, device)
     data = load_shards(folder / "decoded", SHARDS, lambda shard: decode_scenes(codec, shard, device))
     reader = Reader().to(device)
-    trainer = Trainer(PLAN, folder, reader)
+    trainer = Trainer(READER, PLAN, folder, reader)
     if not trainer.train(lambda step: reader_loss(reader, data["pictures"], step, device)):
         return False
     write_weights(folder, READER, trainer.averaged())
@@ -60,8 +61,8 @@ def reader_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of every choice, and the absolute error of the colours that can be seen."""
     random = generator(READER, step)
-    chosen = torch.randint(DECODED, (BATCH // 2,), generator=random).tolist()
-    drawn = [scene_of(DECODED + step * (BATCH // 2) + number) for number in range(BATCH // 2)]
+    chosen = torch.randint(DECODED, (PLAN.batch_size // 2,), generator=random).tolist()
+    drawn = [scene_of(DECODED + step * (PLAN.batch_size // 2) + number) for number in range(PLAN.batch_size // 2)]
     pictures = np.concatenate([decoded[chosen], [scene.picture for scene in drawn]])
     contents = [content_of(scene_of(number)) for number in chosen] + [content_of(scene) for scene in drawn]
     labels = {name: label.to(device) for name, label in labels_of_contents(contents).items()}

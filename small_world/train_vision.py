@@ -20,16 +20,17 @@ use_comfyui()
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mmdiff_model.training.plan import Plan  # noqa: E402
+
 from .drawing import reference  # noqa: E402
 from .looks import GLASSES, HATS, PATTERNS, STYLES, WORDS, Look, sample_look  # noqa: E402
 from .models import VISION, VISION_ENCODER, build_vision  # noqa: E402
 from .poses import REFERENCE_ACTIONS  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
-from .training import Plan, Trainer, generator, start, training_device, write_weights  # noqa: E402
+from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
 from .transformers import encode_pixels  # noqa: E402
 
-PLAN = Plan(VISION_ENCODER, steps=3000, rate=1.5e-3, ema_steps=250)
-BATCH = 64
+PLAN = Plan(steps=3000, rate=1.5e-3, warmup=200, ema_steps=250, batch_size=64)
 SEED = 2
 SHARD, SHARDS, VIEWS = 250, 32, 3
 TEMPERATURE = 0.1
@@ -96,7 +97,7 @@ def train_vision(folder: Path) -> bool:
     device = training_device()
     data = load_shards(folder / "views", SHARDS, lambda shard: draw_views(SEED, shard, held_out=False))
     training = VisionTraining().to(device).requires_grad_(True)
-    trainer = Trainer(PLAN, folder, training)
+    trainer = Trainer(VISION_ENCODER, PLAN, folder, training)
     if not trainer.train(lambda step: vision_loss(training, data, step, device)):
         return False
     training.load_state_dict(trainer.averaged())
@@ -110,8 +111,8 @@ def vision_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch of characters, each in two of its views."""
     random = generator(VISION_ENCODER, step)
-    chosen = torch.randperm(len(data["views"]), generator=random)[:BATCH].numpy()
-    views = torch.rand(BATCH, VIEWS, generator=random).argsort(dim=1)[:, :2].numpy()
+    chosen = torch.randperm(len(data["views"]), generator=random)[: PLAN.batch_size].numpy()
+    views = torch.rand(PLAN.batch_size, VIEWS, generator=random).argsort(dim=1)[:, :2].numpy()
     pixels = normalise(data["views"][chosen[:, None], views]).to(device)
     known = (torch.from_numpy(data[key][chosen]).to(device) for key in ("labels", "colours", "hats"))
     with torch.autocast(device.type, torch.bfloat16):

@@ -1,10 +1,9 @@
-"""What the phases share: a plan, the loop of mmdiff_model.training with a log, weights in half precision."""
+"""What the phases share: the loop of mmdiff_model.training with a log, weights in half precision."""
 
 import argparse
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from .host import use_comfyui
@@ -17,6 +16,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from mmdiff_model.files import write_whole  # noqa: E402
 from mmdiff_model.training.loop import Figures, Loop, Micro  # noqa: E402
+from mmdiff_model.training.plan import Plan  # noqa: E402
 from mmdiff_model.training.processes import Processes, signals  # noqa: E402
 from mmdiff_model.training.session import BaseModels  # noqa: E402
 from mmdiff_model.training.state import State  # noqa: E402
@@ -30,26 +30,12 @@ logger = logging.getLogger(__name__)
 Loss = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a phase is trained, as the loop reads it; its loss chooses itself what runs in half precision."""
-
-    name: str
-    steps: int
-    rate: float
-    warmup: int = 200
-    ema_steps: int = 500
-    decay: float = 0.01
-    clip_norm: float = 1.0
-    accumulation: int = 1
-    precision: str = "fp32"
-
-
 class Trainer(Loop):
-    """A phase on one device; `folder`/<name>.checkpoint holds its state."""
+    """A phase on one device; `folder`/<name>.checkpoint holds its state. Its loss chooses what runs in bfloat16."""
 
-    def __init__(self, plan: Plan, folder: Path, module: nn.Module):
-        super().__init__(plan, module, State(folder / f"{plan.name}.checkpoint", {}), Processes(training_device()))
+    def __init__(self, name: str, plan: Plan, folder: Path, module: nn.Module):
+        super().__init__(plan, module, State(folder / f"{name}.checkpoint", {}), Processes(training_device()))
+        self.name = name
 
     def averaged(self) -> dict[str, Tensor]:
         """The module's state with the averaged weights."""
@@ -60,7 +46,7 @@ class Trainer(Loop):
 
         loss_of(step) -> the loss, and figures for the log. Raises LossError, OSError.
         """
-        log = Log(self.plan, self.step)
+        log = Log(self.name, self.step, self.plan.steps)
         with signals() as stop:
             return self.run(lambda step: Micro(*loss_of(step)), CHECKPOINT_SECONDS, stop, log.write)
 
@@ -68,20 +54,18 @@ class Trainer(Loop):
 class Log:
     """A line every LOG_SECONDS and after the last step."""
 
-    def __init__(self, plan: Plan, step: int):
-        logger.info("%s: from step %d to %d", plan.name, step, plan.steps)
-        self.plan, self.step, self.time = plan, step, time.monotonic()
+    def __init__(self, name: str, step: int, steps: int):
+        logger.info("%s: from step %d to %d", name, step, steps)
+        self.name, self.step, self.steps, self.time = name, step, steps, time.monotonic()
 
     def write(self, step: int, figures: Figures) -> None:
         now = time.monotonic()
-        if now - self.time < LOG_SECONDS and step < self.plan.steps:
+        if now - self.time < LOG_SECONDS and step < self.steps:
             return
         seconds = (now - self.time) / (step - self.step)
-        left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.plan.steps - step)))
+        left = time.strftime("%H:%M:%S", time.gmtime(seconds * (self.steps - step)))
         values = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        logger.info(
-            "%s %d/%d, %s, %.2f s a step, %s left", self.plan.name, step, self.plan.steps, values, seconds, left
-        )
+        logger.info("%s %d/%d, %s, %.2f s a step, %s left", self.name, step, self.steps, values, seconds, left)
         self.step, self.time = step, now
 
 

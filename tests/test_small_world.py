@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,7 @@ from conftest import ROOT
 sys.path.append(str(ROOT))
 
 from mmdiff_model.training.loop import Micro  # noqa: E402
+from mmdiff_model.training.plan import Plan  # noqa: E402
 from small_world import models, shards, train_base, train_codec, train_vision, training, transformers, vocabulary  # noqa: E402
 from small_world.captions import write_caption  # noqa: E402
 from small_world.looks import (  # noqa: E402
@@ -209,7 +211,7 @@ def small_base(folder: Path, steps: int) -> tuple[training.Trainer, training.Los
     torch.manual_seed(0)
     base = models.build_base()
     modules = torch.nn.ModuleDict({"text": models.build_text(), "unet": base.diffusion_model}).requires_grad_(True)
-    trainer = training.Trainer(training.Plan("base", steps, 1e-3, warmup=2), folder, modules)
+    trainer = training.Trainer("base", Plan(steps, 1e-3, warmup=2), folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
     tokens = vocabulary.tokenize([make_scene(0, index).caption for index in range(4)])
     data = {"latents": latents, **{key: ids.numpy() for key, ids in tokens.items()}}
@@ -218,7 +220,7 @@ def small_base(folder: Path, steps: int) -> tuple[training.Trainer, training.Los
 
 @torch.enable_grad()
 def test_training_reaches_every_parameter_but_dead_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_base, "BATCH", 4)
+    monkeypatch.setattr(train_base, "PLAN", replace(train_base.PLAN, batch_size=4))
     trainer, loss = small_base(tmp_path, 3)
     for _ in range(3):  # layers behind SDXL's zeros move from the third step on
         trainer.update(lambda step: Micro(*loss(step)))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmdiff_model.training.config import Plan
-from mmdiff_model.training.loop import Loop, LossError, Micro, rate_at
+from mmdiff_model.training.loop import Loop, LossError, Micro
+from mmdiff_model.training.plan import Plan
 from mmdiff_model.training.processes import Processes
 from mmdiff_model.training.state import State, StateError
 
@@ -97,9 +97,9 @@ def test_the_average_follows_the_weights(tmp_path):
 
 def test_rates_rise_then_fall():
     plan = Plan(steps=100, rate=1.0, warmup=10)
-    assert [rate_at(plan, step) for step in (0, 9, 10)] == [0.1, 1.0, 1.0]
-    assert rate_at(plan, 55) == pytest.approx(0.51)
-    assert rate_at(plan, 100) == pytest.approx(0.02)
+    assert [plan.rate_at(step) for step in (0, 9, 10)] == [0.1, 1.0, 1.0]
+    assert plan.rate_at(55) == pytest.approx(0.51)
+    assert plan.rate_at(100) == pytest.approx(0.02)
 
 
 def test_what_is_frozen_stays(tmp_path):

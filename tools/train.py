@@ -93,7 +93,6 @@ def load_models(config):
 
     from mmdiff_model.faces import largest_face, load_face_analysis
     from mmdiff_model.training.config import ConfigError, SmallWorld
-    from mmdiff_model.training.loop import DTYPES
     from mmdiff_model.training.session import BaseModels
 
     base = config.base
@@ -104,7 +103,7 @@ def load_models(config):
         from small_world.training import load_base
 
         return load_base(base.small_world)
-    dtype = {"dtype": DTYPES[config.plan.precision]}
+    dtype = {"dtype": config.plan.dtype}
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
         str(base.checkpoint), model_options=dtype, te_model_options=dtype
     )

@@ -12,10 +12,9 @@ import yaml
 
 from .dataset import Drops
 from .objective import Losses
+from .plan import Plan, Positive
 from .trainable import PARTS, Part, Shape
 
-Positive = Annotated[int, "at least 1"]
-Precision = Literal["fp32", "fp16", "bf16"]
 WANTED = {int: "a whole number", float: "a number such as 1.0e-4", bool: "true or false", str: "a text", Path: "a path"}
 
 
@@ -49,25 +48,6 @@ class Data:
     places: tuple[Path, ...]
     size: Positive = 1024
     cache: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast. Each step takes batch_size x accumulation examples on every process.
-
-    rate: peak learning rate of AdamW, after a linear warm-up and before a cosine down to a fiftieth. ema_steps: time
-    constant of the moving average that is saved.
-    """
-
-    steps: Positive
-    rate: float = 1e-4
-    warmup: int = 500
-    decay: float = 0.01
-    clip_norm: float = 1.0
-    ema_steps: Positive = 1000
-    batch_size: Positive = 1
-    accumulation: Positive = 1
-    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Examples:
         self.records, self.prepare, self.drops, self.seed = records, prepare, drops, seed
         self.cache: dict[int, Example] | None = {} if cache else None
         self.bad: set[int] = set()
+        self.epoch, self.order = -1, torch.empty(0)
         self.rejected: Counter[str] = Counter()
 
     def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> Batch:
@@ -86,10 +87,11 @@ class Examples:
 
     def at(self, number: int) -> Example:
         """The example with a number: every record once in each epoch, in an order of the epoch's own."""
-        epoch, place = divmod(number, len(self.records))
-        order = torch.randperm(len(self.records), generator=seeded(self.seed, 0, epoch)).tolist()
-        for index in order[place:] + order[:place]:
-            if (example := self.load(index)) is not None:
+        epoch, first = divmod(number, len(self.records))
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, torch.randperm(len(self.records), generator=seeded(self.seed, 0, epoch))
+        for place in range(first, first + len(self.records)):
+            if (example := self.load(int(self.order[place % len(self.records)]))) is not None:
                 return example
         reasons = ", ".join(f"{count} x {reason}" for reason, count in self.rejected.most_common())
         raise ValueError(f"data: none of the {len(self.records)} records can be used ({reasons})")

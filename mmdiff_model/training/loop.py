@@ -4,19 +4,17 @@ Step k is a function of the state after step k - 1 and of k alone, so a run that
 stopped. A step's gradient is the mean over its micro-batches on all processes.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .plan import Plan
 from .processes import Processes
 from .state import State
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BETAS = 0.9, 0.99
 LOWEST_SCALE = 1.0  # of fp16's losses: below it, it is not the scale that makes gradients overflow
 
@@ -32,19 +30,6 @@ def never() -> bool:
 
 def ignore(step: int, figures: Figures) -> None:
     """Nothing to do after a step."""
-
-
-class Plan(Protocol):
-    """What the loop reads of config.Plan."""
-
-    steps: int
-    rate: float
-    warmup: int
-    decay: float
-    clip_norm: float
-    ema_steps: int
-    accumulation: int
-    precision: str
 
 
 class LossError(FloatingPointError):
@@ -100,7 +85,7 @@ class Loop:
     def update(self, compute: Compute, stop: bool = False) -> tuple[Figures, bool]:
         """One step -> its figures, and whether any process wants to stop."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.plan, self.step)
+            group["lr"] = self.plan.rate_at(self.step)
         self.optimizer.zero_grad(set_to_none=False)
         first = self.step * self.plan.accumulation
         micros = [self.backward(compute, number) for number in range(first, first + self.plan.accumulation)]
@@ -119,7 +104,7 @@ class Loop:
 
     def backward(self, compute: Compute, number: int) -> Micro:
         """Adds a micro-batch's share to the gradients."""
-        with torch.autocast(self.processes.device.type, DTYPES[self.plan.precision], self.plan.precision != "fp32"):
+        with torch.autocast(self.processes.device.type, self.plan.dtype, self.plan.precision != "fp32"):
             micro = compute(number)
         self.scaler.scale(micro.loss / self.plan.accumulation).backward()
         return Micro(micro.loss.detach().float(), micro.figures, micro.names)
@@ -172,14 +157,6 @@ class Loop:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         self.average, self.step = saved["average"], saved["step"]
-
-
-def rate_at(plan: Plan, step: int) -> float:
-    """The learning rate: a linear warm-up, then a cosine down to a fiftieth of the peak."""
-    if step < plan.warmup:
-        return plan.rate * (step + 1) / plan.warmup
-    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
-    return plan.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def mean_of(micros: list[Micro], name: str) -> float:

@@ -26,7 +26,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .config import Settings
 from .constraint import NONE, AttentionConstraint
-from .loop import DTYPES
 from .objective import PIXELS_PER_LATENT, Objective
 from .trainable import Trainable
 
@@ -95,7 +94,7 @@ def with_plan(config: Settings, **changes) -> Settings:
 
 def estimate(config: Settings) -> Memory:
     """The memory of one process of a training on SDXL."""
-    dtype = DTYPES[config.plan.precision]
+    dtype = config.plan.dtype
     with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
         return count(config, dtype)
 
