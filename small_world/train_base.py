@@ -7,7 +7,9 @@ in ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER
 """
 
 import argparse
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +35,37 @@ from .training import Trainer, generator, start, training_device, write_weights 
 from .transformers import encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
 
-BASE = "base"
-STAGES = (6000,)  # steps at the end of each, with a cosine of its own
-PLAN = Plan(steps=STAGES[0], rate=1e-3, warmup=300, ema_steps=500, batch_size=32)
 SEED = 3
 SHARD, SHARDS = 500, 60
 EMPTY = 0.1
-SNR_LIMIT = 5.0
 LATENT_SCALE = SDXLLatents().scale_factor
+Weighting = Callable[[Tensor], Tensor]
+
+
+def details_first(sigma: Tensor) -> Tensor:
+    """Min-SNR: the noise that hides no more than details counts most."""
+    return (5 * sigma**2).clamp(max=1)
+
+
+def layout_first(sigma: Tensor) -> Tensor:
+    """SNR + 1, as where velocity is predicted: noise that hides who stands where counts as much as any other."""
+    return (1 + sigma**2).clamp(max=5)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One schedule of the base's training, from where the stage before it ended, with weights for the noise's errors."""
+
+    name: str
+    plan: Plan
+    weighting: Weighting
+
+
+PLAN = Plan(steps=6000, rate=1e-3, warmup=300, ema_steps=500, batch_size=32)
+STAGES = (
+    Stage("base", replace(PLAN, precision="bf16"), details_first),
+    Stage("layout", replace(PLAN, steps=5000), layout_first),
+)
 
 
 def train_base(folder: Path) -> bool:
@@ -53,12 +78,13 @@ def train_base(folder: Path) -> bool:
     modules = (
         nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device).requires_grad_(True)
     )
-    for steps in STAGES:
-        trainer = Trainer(BASE, replace(PLAN, steps=steps), folder, modules)
-        finished = trainer.train(lambda step: base_loss(base, modules[TEXT_ENCODERS], data, step, device))
+    for stage in STAGES:
+        trainer = Trainer(stage.name, stage.plan, folder, modules)
+        finished = trainer.train(partial(base_loss, stage, base, modules[TEXT_ENCODERS], data, device))
         export_base(folder, trainer.averaged())
         if not finished:
             return False
+        modules.load_state_dict(trainer.averaged())
     return True
 
 
@@ -70,24 +96,24 @@ def export_base(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def base_loss(
-    base: SDXL, text: nn.ModuleDict, data: Arrays, step: int, device: torch.device
+    stage: Stage, base: SDXL, text: nn.ModuleDict, data: Arrays, device: torch.device, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error of the predicted noise on a batch of latents, weighted by min-SNR."""
-    random = generator(BASE, step)
-    chosen = torch.randint(len(data["latents"]), (PLAN.batch_size,), generator=random).numpy()
+    """Squared error of the predicted noise on a batch of latents, weighted as the stage does."""
+    batch = stage.plan.batch_size
+    random = generator(stage.name, step)
+    chosen = torch.randint(len(data["latents"]), (batch,), generator=random).numpy()
     latents = torch.from_numpy(data["latents"][chosen]).float().to(device)
     empty = tokenize([""])
-    dropped = (torch.rand(PLAN.batch_size, generator=random) < EMPTY)[:, None]
+    dropped = (torch.rand(batch, generator=random) < EMPTY)[:, None]
     written = {key: torch.from_numpy(data[key][chosen]).long() for key in empty}
     tokens = {key: torch.where(dropped, empty[key], written[key]).to(device) for key in empty}
-    steps = torch.randint(1000, (PLAN.batch_size,), generator=random).to(device)
+    steps = torch.randint(1000, (batch,), generator=random).to(device)
     noise = torch.randn(latents.shape, generator=random).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
-        context, pooled = encode_text(text, tokens)
-        predicted = predict_noise(base, latents, noise, steps, context, pooled)
+    context, pooled = encode_text(text, tokens)
+    predicted = predict_noise(base, latents, noise, steps, context, pooled)
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-    weights = (SNR_LIMIT * base.model_sampling.sigmas[steps.cpu()].to(device) ** 2).clamp(max=1)
-    return (weights * error).mean(), {"error": error.detach().mean()}
+    sigma = base.model_sampling.sigmas[steps.cpu()].to(device)
+    return (stage.weighting(sigma) * error).mean(), {"error": error.detach().mean()}
 
 
 def encode_text(text: nn.ModuleDict, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

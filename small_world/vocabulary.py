@@ -23,7 +23,7 @@ EXTRA = "and at night, ."
 def known_tokens() -> tuple[int, ...]:
     """The token ids with rows of their own, sorted."""
     text = " ".join((*WORDS, *PLACES, *ACTIONS, *OPENINGS, EXTRA))
-    ids = {token for token, _ in SDXLTokenizer().clip_l.tokenize_with_weights(text)[0]}
+    ids = {token for token, _ in tokenizer().clip_l.tokenize_with_weights(text)[0]}
     return tuple(sorted(ids | {START, END, PAD_G}))
 
 
@@ -35,6 +35,12 @@ def rows_of_tokens() -> Tensor:
     return rows
 
 
+@cache
+def tokenizer() -> SDXLTokenizer:
+    """The host's own; making one takes a tenth of a second."""
+    return SDXLTokenizer()
+
+
 def expand(table: Tensor) -> Tensor:
     """A compact table (1 + known, dim) -> CLIP's (49408, dim)."""
     return table[rows_of_tokens()]
@@ -42,6 +48,5 @@ def expand(table: Tensor) -> Tensor:
 
 def tokenize(captions: list[str]) -> dict[str, Tensor]:
     """Token ids (captions, 77) of the first chunk for "l" and "g", by the host's own tokeniser."""
-    tokenizer = SDXLTokenizer()
-    chunks = [tokenizer.tokenize_with_weights(caption) for caption in captions]
+    chunks = [tokenizer().tokenize_with_weights(caption) for caption in captions]
     return {key: torch.tensor([[token for token, _ in chunk[key][0]] for chunk in chunks]) for key in ("l", "g")}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -206,22 +207,22 @@ def test_codec_goes_through_the_hosts_vae(small_weights):
     assert vae.decode(torch.randn(1, 4, 16, 16)).shape == (1, 128, 128, 3)
 
 
-def small_base(folder: Path, steps: int) -> tuple[training.Trainer, training.Loss]:
+def small_base(folder: Path, stage: train_base.Stage) -> tuple[training.Trainer, training.Loss]:
     """A trainer of the base on four scenes' captions with random latents."""
     torch.manual_seed(0)
     base = models.build_base()
     modules = torch.nn.ModuleDict({"text": models.build_text(), "unet": base.diffusion_model}).requires_grad_(True)
-    trainer = training.Trainer("base", Plan(steps, 1e-3, warmup=2), folder, modules)
+    trainer = training.Trainer(stage.name, stage.plan, folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
     tokens = vocabulary.tokenize([make_scene(0, index).caption for index in range(4)])
     data = {"latents": latents, **{key: ids.numpy() for key, ids in tokens.items()}}
-    return trainer, lambda step: train_base.base_loss(base, modules["text"], data, step, CPU)
+    return trainer, partial(train_base.base_loss, stage, base, modules["text"], data, CPU)
 
 
 @torch.enable_grad()
-def test_training_reaches_every_parameter_but_dead_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_base, "PLAN", replace(train_base.PLAN, batch_size=4))
-    trainer, loss = small_base(tmp_path, 3)
+@pytest.mark.parametrize("stage", train_base.STAGES, ids=lambda stage: stage.name)
+def test_training_reaches_every_parameter_but_dead_ends(tmp_path, stage):
+    trainer, loss = small_base(tmp_path, replace(stage, plan=Plan(3, 1e-3, warmup=2, batch_size=4)))
     for _ in range(3):  # layers behind SDXL's zeros move from the third step on
         trainer.update(lambda step: Micro(*loss(step)))
     still = {name for name, weight in trainer.weights.items() if not weight.grad.any()}

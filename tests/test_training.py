@@ -212,3 +212,19 @@ def test_a_masked_noise_loss_counts_the_subjects_alone(tiny, training):
     error[0, :, batch.masks[0].sum(dim=0) > 0] = 3.0
     batch = replace(batch, subjects_only=torch.tensor([True, False]))
     assert objective.noise_loss(error, torch.ones(2), batch).item() == pytest.approx((9 + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights"),
+    [
+        (Losses("none"), (1, 1, 1)),
+        (Losses("none", snr_limit=5.0), (0.05, 1, 1)),
+        (Losses("none", velocity_limit=25.0), (1.01, 10, 25)),
+    ],
+)
+def test_noise_levels_count_as_the_losses_say(tiny, training, losses, weights):
+    objective = training(losses)
+    batch = examples(tiny).batch(0, 1)
+    for sigma, weight in zip((0.1, 3.0, 10.0), weights, strict=True):
+        found = objective.noise_loss(torch.ones(1, 4, 16, 16), torch.tensor([sigma]), batch)
+        assert found.item() == pytest.approx(weight, rel=1e-5)

@@ -54,7 +54,7 @@ class Loop:
     def __init__(self, plan: Plan, module: nn.Module, state: State, processes: Processes):
         self.plan, self.module, self.processes = plan, module.train(), processes
         self.weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), betas=BETAS, weight_decay=plan.decay)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), betas=BETAS, weight_decay=plan.decay, fused=True)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=plan.precision == "fp16")
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
         for weight in self.weights.values():  # all have one, so that processes with other examples agree

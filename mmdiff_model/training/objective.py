@@ -30,12 +30,14 @@ PIXELS_PER_LATENT = 8
 class Losses:
     """constraint: `balance`, `masked` or `none`, with its weight beside the noise loss.
 
-    snr_limit: min-SNR weighting of the noise loss, 0 for equal weights.
+    How much each noise level counts in the noise loss: snr_limit favours details (min-SNR), velocity_limit layout (up to
+    so many times, SNR + 1, as where velocity is predicted); 0 turns either off.
     """
 
     constraint: Constraint = BALANCE
     constraint_weight: float = 0.01
     snr_limit: float = 0.0
+    velocity_limit: float = 0.0
 
 
 class Objective:
@@ -186,4 +188,6 @@ class Objective:
         loss = (error.square().mean(dim=1, keepdim=True) * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))
         if self.losses.snr_limit:
             loss = loss * (self.losses.snr_limit * sigma**2).clamp(max=1)
+        if self.losses.velocity_limit:
+            loss = loss * (1 + sigma**2).clamp(max=self.losses.velocity_limit)
         return loss.mean()
