@@ -13,8 +13,8 @@ from .poses import ACTIONS, REFERENCE_ACTIONS, sample_pose
 
 
 @dataclass(frozen=True)
-class Scene:
-    """`picture` (128, 128, 3) and `masks` (characters, 128, 128) in 0..255; `spans` of the class words in `caption`."""
+class Story:
+    """What a scene is to show, and `spans` of the class words in its caption."""
 
     looks: tuple[Look, ...]
     actions: tuple[str, ...]
@@ -22,12 +22,25 @@ class Scene:
     night: bool
     caption: str
     spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Scene(Story):
+    """A story with its `picture` (128, 128, 3) and `masks` (characters, 128, 128), in 0..255."""
+
     picture: np.ndarray
     masks: np.ndarray
 
 
 def make_scene(seed: int, index: int, held_out: bool = False, characters: int | None = None) -> Scene:
     """Scene `index` of the world `seed`; half of them have two characters, of different class words, unless told."""
+    random, story = start_scene(seed, index, held_out, characters)
+    picture, masks = draw_scene(random, story.looks, story.actions, story.place, story.night)
+    return Scene(**vars(story), picture=picture, masks=masks)
+
+
+def start_scene(seed: int, index: int, held_out: bool = False, characters: int | None = None) -> tuple[Random, Story]:
+    """The scene's story, and the randomness that its picture goes on with."""
     random = Random(f"scene {seed} {index} {held_out}")
     looks = sample_looks(random, characters or random.choice((1, 2)), held_out)
     place, night = random.choice(tuple(PLACES)), random.random() < 0.2
@@ -35,8 +48,7 @@ def make_scene(seed: int, index: int, held_out: bool = False, characters: int | 
     if len(actions) == 2 and random.random() < 0.5:
         actions = actions[:1] * 2
     caption, spans = write_caption(random, [look.word for look in looks], actions, place, night)
-    picture, masks = draw_scene(random, looks, actions, place, night)
-    return Scene(looks, actions, place, night, caption, tuple(spans), picture, masks)
+    return random, Story(looks, actions, place, night, caption, tuple(spans))
 
 
 def sample_looks(random: Random, characters: int, held_out: bool) -> tuple[Look, ...]:

@@ -2,15 +2,17 @@
 
     python -m small_world.train_base --folder FOLDER
 
-The captions say nothing of looks, so the base draws characters of any looks; the adapter is to decide them. One caption
-in ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER.
+The captions say nothing of looks, so the base draws characters of any looks; the adapter is to decide them. In the last
+stage a code of the look goes with most class words (see look_codes). One caption in ten is empty, for classifier-free
+guidance. Needs codec.safetensors in FOLDER.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,8 +29,10 @@ from torch import Tensor, nn  # noqa: E402
 from mmdiff_model.training.encoders import attend_by_products  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
 
+from .look_codes import LOOK, LookCodes, add_at, describe, word_tokens  # noqa: E402
+from .looks import WORDS  # noqa: E402
 from .models import CODEC, TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_codec, build_text  # noqa: E402
-from .scenes import make_scene  # noqa: E402
+from .scenes import make_scene, start_scene  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .train_codec import to_pixels  # noqa: E402
 from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
@@ -38,6 +42,8 @@ from .vocabulary import tokenize  # noqa: E402
 SEED = 3
 SHARD, SHARDS = 500, 60
 EMPTY = 0.1
+CODES = "codes"
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 LATENT_SCALE = SDXLLatents().scale_factor
 Weighting = Callable[[Tensor], Tensor]
 
@@ -54,17 +60,19 @@ def layout_first(sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Stage:
-    """One schedule of the base's training, from where the stage before it ended, with weights for the noise's errors."""
+    """One schedule of the training, from where the stage before it ended, with weights for the noise levels' errors."""
 
     name: str
     plan: Plan
     weighting: Weighting
+    told: float = 0.0  # the share of captions whose class words carry codes of the looks
 
 
 PLAN = Plan(steps=6000, rate=1e-3, warmup=300, ema_steps=500, batch_size=32)
 STAGES = (
     Stage("base", replace(PLAN, precision="bf16"), details_first),
-    Stage("layout", replace(PLAN, steps=5000), layout_first),
+    Stage("layout", replace(PLAN, steps=2700), layout_first),
+    Stage("looks", replace(PLAN, steps=4000), layout_first, told=0.7),
 )
 
 
@@ -74,18 +82,24 @@ def train_base(folder: Path) -> bool:
     device = training_device()
     codec = load_codec(folder, device)
     data = load_shards(folder / "latents", SHARDS, lambda shard: encode_scenes(codec, shard, device))
+    data |= read_looks(data["l"])
     base = build_base(device)
-    modules = (
-        nn.ModuleDict({TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}).to(device).requires_grad_(True)
-    )
+    parts = {TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}
     for stage in STAGES:
+        modules = modules_of(stage, parts, device)
         trainer = Trainer(stage.name, stage.plan, folder, modules)
-        finished = trainer.train(partial(base_loss, stage, base, modules[TEXT_ENCODERS], data, device))
+        finished = trainer.train(partial(base_loss, stage, base, modules, data, device))
         export_base(folder, trainer.averaged())
         if not finished:
             return False
         modules.load_state_dict(trainer.averaged())
     return True
+
+
+def modules_of(stage: Stage, base: dict[str, nn.Module], device: torch.device) -> nn.ModuleDict:
+    """What a stage trains: the base, and the codes of looks where they are told."""
+    codes = {CODES: LookCodes()} if stage.told else {}
+    return nn.ModuleDict({**base, **codes}).to(device).requires_grad_(True)
 
 
 def export_base(folder: Path, state: dict[str, Tensor]) -> None:
@@ -96,7 +110,7 @@ def export_base(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def base_loss(
-    stage: Stage, base: SDXL, text: nn.ModuleDict, data: Arrays, device: torch.device, step: int
+    stage: Stage, base: SDXL, modules: nn.ModuleDict, data: Arrays, device: torch.device, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared error of the predicted noise on a batch of latents, weighted as the stage does."""
     batch = stage.plan.batch_size
@@ -109,16 +123,30 @@ def base_loss(
     tokens = {key: torch.where(dropped, empty[key], written[key]).to(device) for key in empty}
     steps = torch.randint(1000, (batch,), generator=random).to(device)
     noise = torch.randn(latents.shape, generator=random).to(device)
-    context, pooled = encode_text(text, tokens)
+    added = {}
+    if stage.told:
+        kept = (torch.rand(batch, generator=random) < stage.told)[:, None] & ~dropped
+        positions = torch.from_numpy(data["positions"][chosen]).masked_fill(~kept, -1).to(device)
+        codes = modules[CODES](torch.from_numpy(data["looks"][chosen]).to(device))
+        added = {key: add_at(positions, code, tokens["l"].shape[1]) for key, code in codes.items()}
+    context, pooled = encode_text(modules[TEXT_ENCODERS], tokens, added)
     predicted = predict_noise(base, latents, noise, steps, context, pooled)
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
     sigma = base.model_sampling.sigmas[steps.cpu()].to(device)
     return (stage.weighting(sigma) * error).mean(), {"error": error.detach().mean()}
 
 
-def encode_text(text: nn.ModuleDict, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Token ids (b, 77) of both encoders -> context (b, 77, 160) and pooled (b, 96), as SDXLClipModel gives them."""
-    hidden, pooled = zip(*(encode_tokens(text[key], tokens[key.removeprefix("clip_")]) for key in TEXT), strict=True)
+def encode_text(
+    text: nn.ModuleDict, tokens: dict[str, Tensor], added: Mapping[str, Tensor] = NOTHING
+) -> tuple[Tensor, Tensor]:
+    """Token ids (b, 77) of both encoders -> context (b, 77, 160) and pooled (b, 96), as SDXLClipModel gives them.
+
+    added: what is added to the token embeddings (b, 77, dim), by encoder.
+    """
+    hidden, pooled = zip(
+        *(encode_tokens(text[key], tokens[key.removeprefix("clip_")], added.get(key, 0.0)) for key in TEXT),
+        strict=True,
+    )
     return torch.cat(hidden, dim=2), pooled[1]
 
 
@@ -130,6 +158,21 @@ def predict_noise(base: SDXL, latents: Tensor, noise: Tensor, steps: Tensor, con
     sizes = base.encode_adm(pooled_output=pooled, height=height, width=width, device=latents.device)
     options = {"optimized_attention_override": attend_by_products}
     return base.diffusion_model(noisy, steps, context=context, y=sizes, transformer_options=options)
+
+
+def read_looks(tokens: np.ndarray) -> Arrays:
+    """Of the scenes whose tokens (n, 77) these are: `looks` (n, 2, LOOK) and `positions` (n, 2) of their class words.
+
+    A position of -1 means that there is no second character.
+    """
+    looks = np.zeros((len(tokens), 2, LOOK), dtype=np.float32)
+    positions = np.full((len(tokens), 2), -1, dtype=np.int64)
+    ids = word_tokens(WORDS)
+    for number, row in enumerate(tokens):
+        for place, look in enumerate(start_scene(SEED, number)[1].looks):
+            looks[number, place] = describe(look)
+            positions[number, place] = row.tolist().index(ids[look.word])
+    return {"looks": looks, "positions": positions}
 
 
 @torch.no_grad()

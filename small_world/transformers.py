@@ -25,12 +25,15 @@ def run_layers(encoder: CLIPEncoder, hidden: Tensor, mask: Tensor | None = None)
     return outputs
 
 
-def encode_tokens(model: CLIPTextModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids (b, 77), compact table -> hidden_states[-2] (b, 77, dim) and projected pooled (b, dim)."""
+def encode_tokens(model: CLIPTextModel, tokens: Tensor, added: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Token ids (b, 77), compact table -> hidden_states[-2] (b, 77, dim) and projected pooled (b, dim).
+
+    added: (b, 77, dim), what is added to the embeddings.
+    """
     text = model.text_model
     rows = rows_of_tokens().to(tokens.device)[tokens]
     causal = torch.full((tokens.shape[1], tokens.shape[1]), -torch.inf, device=tokens.device).triu(1)
-    outputs = run_layers(text.encoder, text.embeddings(rows), causal)
+    outputs = run_layers(text.encoder, text.embeddings(rows) + added, causal)
     last = text.final_layer_norm(outputs[-1])
     ends = (tokens == END).int().argmax(dim=1)
     return outputs[-2], model.text_projection(last[torch.arange(len(tokens)), ends])

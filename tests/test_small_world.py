@@ -22,7 +22,17 @@ sys.path.append(str(ROOT))
 
 from mmdiff_model.training.loop import Micro  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
-from small_world import models, shards, train_base, train_codec, train_vision, training, transformers, vocabulary  # noqa: E402
+from small_world import (  # noqa: E402
+    look_codes,
+    models,
+    shards,
+    train_base,
+    train_codec,
+    train_vision,
+    training,
+    transformers,
+    vocabulary,
+)
 from small_world.captions import write_caption  # noqa: E402
 from small_world.looks import (  # noqa: E402
     GLASSES,
@@ -37,7 +47,7 @@ from small_world.looks import (  # noqa: E402
 )
 from small_world.poses import ACTIONS  # noqa: E402
 from small_world.records import write_records  # noqa: E402
-from small_world.scenes import make_scene, references  # noqa: E402
+from small_world.scenes import make_scene, references, start_scene  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -211,25 +221,39 @@ def small_base(folder: Path, stage: train_base.Stage) -> tuple[training.Trainer,
     """A trainer of the base on four scenes' captions with random latents."""
     torch.manual_seed(0)
     base = models.build_base()
-    modules = torch.nn.ModuleDict({"text": models.build_text(), "unet": base.diffusion_model}).requires_grad_(True)
+    modules = train_base.modules_of(stage, {"text": models.build_text(), "unet": base.diffusion_model}, CPU)
     trainer = training.Trainer(stage.name, stage.plan, folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
-    tokens = vocabulary.tokenize([make_scene(0, index).caption for index in range(4)])
-    data = {"latents": latents, **{key: ids.numpy() for key, ids in tokens.items()}}
-    return trainer, partial(train_base.base_loss, stage, base, modules["text"], data, CPU)
+    captions = [make_scene(train_base.SEED, index).caption for index in range(4)]
+    tokens = {key: ids.numpy() for key, ids in vocabulary.tokenize(captions).items()}
+    data = {"latents": latents, **tokens, **train_base.read_looks(tokens["l"])}
+    return trainer, partial(train_base.base_loss, stage, base, modules, data, CPU)
 
 
 @torch.enable_grad()
 @pytest.mark.parametrize("stage", train_base.STAGES, ids=lambda stage: stage.name)
 def test_training_reaches_every_parameter_but_dead_ends(tmp_path, stage):
-    trainer, loss = small_base(tmp_path, replace(stage, plan=Plan(3, 1e-3, warmup=2, batch_size=4)))
-    for _ in range(3):  # layers behind SDXL's zeros move from the third step on
+    trainer, loss = small_base(tmp_path, replace(stage, plan=Plan(6, 1e-3, warmup=2, batch_size=4)))
+    for _ in range(6):  # what lies behind zeros, SDXL's and the codes', moves step by step
         trainer.update(lambda step: Micro(*loss(step)))
     still = {name for name, weight in trainer.weights.items() if not weight.grad.any()}
     assert all(
         name.startswith("text.clip_l") and (".layers.2." in name or "final" in name or "projection" in name)
         for name in still
     ), sorted(still)[:5]
+
+
+def test_a_look_is_told_at_its_class_word_alone():
+    stories = [start_scene(train_base.SEED, index)[1] for index in range(8)]
+    tokens = vocabulary.tokenize([story.caption for story in stories])["l"]
+    data = {key: torch.from_numpy(array) for key, array in train_base.read_looks(tokens.numpy()).items()}
+    added = look_codes.add_at(data["positions"], data["looks"], tokens.shape[1])
+    ids = look_codes.word_tokens(WORDS)
+    for row, story, codes in zip(tokens.tolist(), stories, added, strict=True):
+        told = {row[place]: codes[place] for place in range(len(row)) if codes[place].any()}
+        assert told.keys() == {ids[look.word] for look in story.looks}
+        for look in story.looks:
+            assert torch.equal(told[ids[look.word]], torch.from_numpy(look_codes.describe(look)))
 
 
 def test_shards_are_made_once(tmp_path):

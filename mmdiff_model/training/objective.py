@@ -30,8 +30,8 @@ PIXELS_PER_LATENT = 8
 class Losses:
     """constraint: `balance`, `masked` or `none`, with its weight beside the noise loss.
 
-    How much each noise level counts in the noise loss: snr_limit favours details (min-SNR), velocity_limit layout (up to
-    so many times, SNR + 1, as where velocity is predicted); 0 turns either off.
+    snr_limit, velocity_limit: what each noise level counts in the noise loss. The first favours details (min-SNR), the
+    second layout (SNR + 1 up to the limit, as where velocity is predicted); 0 turns either off.
     """
 
     constraint: Constraint = BALANCE
