@@ -23,16 +23,18 @@ use_comfyui()
 import torch  # noqa: E402
 from comfy.latent_formats import SDXL as SDXLLatents  # noqa: E402
 from comfy.model_base import SDXL  # noqa: E402
+from einops import reduce  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from mmdiff_model.training.encoders import attend_by_products  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
 
-from .look_codes import LOOK, LookCodes, add_at, describe, word_tokens  # noqa: E402
+from .drawing import SIZE  # noqa: E402
+from .look_codes import LOOK, LookCodes, WordFocus, add_at, describe, word_tokens  # noqa: E402
 from .looks import WORDS  # noqa: E402
 from .models import CODEC, TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_codec, build_text  # noqa: E402
-from .scenes import make_scene, start_scene  # noqa: E402
+from .scenes import Scene, make_scene, start_scene  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .train_codec import to_pixels  # noqa: E402
 from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
@@ -66,13 +68,14 @@ class Stage:
     plan: Plan
     weighting: Weighting
     told: float = 0.0  # the share of captions whose class words carry codes of the looks
+    focus: float = 0.0  # weight of the balance that holds the class words' attention to their characters
 
 
 PLAN = Plan(steps=6000, rate=1e-3, warmup=300, ema_steps=500, batch_size=32)
 STAGES = (
     Stage("base", replace(PLAN, precision="bf16"), details_first),
     Stage("layout", replace(PLAN, steps=2700), layout_first),
-    Stage("looks", replace(PLAN, steps=4000), layout_first, told=0.7),
+    Stage("looks", replace(PLAN, steps=3500), layout_first, told=0.7, focus=0.03),
 )
 
 
@@ -123,17 +126,23 @@ def base_loss(
     tokens = {key: torch.where(dropped, empty[key], written[key]).to(device) for key in empty}
     steps = torch.randint(1000, (batch,), generator=random).to(device)
     noise = torch.randn(latents.shape, generator=random).to(device)
+    positions = torch.from_numpy(data["positions"][chosen]).masked_fill(dropped, -1).to(device)
     added = {}
     if stage.told:
-        kept = (torch.rand(batch, generator=random) < stage.told)[:, None] & ~dropped
-        positions = torch.from_numpy(data["positions"][chosen]).masked_fill(~kept, -1).to(device)
+        kept = (torch.rand(batch, generator=random) < stage.told)[:, None].to(device)
         codes = modules[CODES](torch.from_numpy(data["looks"][chosen]).to(device))
-        added = {key: add_at(positions, code, tokens["l"].shape[1]) for key, code in codes.items()}
+        told = positions.masked_fill(~kept, -1)
+        added = {key: add_at(told, code, tokens["l"].shape[1]) for key, code in codes.items()}
     context, pooled = encode_text(modules[TEXT_ENCODERS], tokens, added)
-    predicted = predict_noise(base, latents, noise, steps, context, pooled)
+    focus = WordFocus(positions, torch.from_numpy(data["masks"][chosen]).to(device) / 255) if stage.focus else None
+    predicted = predict_noise(base, latents, noise, steps, context, pooled, focus or attend_by_products)
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
     sigma = base.model_sampling.sigmas[steps.cpu()].to(device)
-    return (stage.weighting(sigma) * error).mean(), {"error": error.detach().mean()}
+    loss, figures = (stage.weighting(sigma) * error).mean(), {"error": error.detach().mean()}
+    if focus is not None:
+        balance = focus.balance()
+        loss, figures = loss + stage.focus * balance, {**figures, "focus": balance.detach()}
+    return loss, figures
 
 
 def encode_text(
@@ -150,13 +159,24 @@ def encode_text(
     return torch.cat(hidden, dim=2), pooled[1]
 
 
-def predict_noise(base: SDXL, latents: Tensor, noise: Tensor, steps: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
-    """The UNet's prediction for latents of unit deviation, with noise of the training steps (b,) mixed in."""
+def predict_noise(
+    base: SDXL,
+    latents: Tensor,
+    noise: Tensor,
+    steps: Tensor,
+    context: Tensor,
+    pooled: Tensor,
+    attention: Callable = attend_by_products,
+) -> Tensor:
+    """The UNet's prediction for latents of unit deviation, with noise of the training steps (b,) mixed in.
+
+    attention: what stands in for the host's.
+    """
     sigma = base.model_sampling.sigmas.to(latents)[steps].view(-1, 1, 1, 1)
     noisy = base.model_sampling.calculate_input(sigma, latents + sigma * noise)
     height, width = (8 * side for side in latents.shape[2:])
     sizes = base.encode_adm(pooled_output=pooled, height=height, width=width, device=latents.device)
-    options = {"optimized_attention_override": attend_by_products}
+    options = {"optimized_attention_override": attention}
     return base.diffusion_model(noisy, steps, context=context, y=sizes, transformer_options=options)
 
 
@@ -188,7 +208,17 @@ def encode_scenes(codec: nn.Module, shard: int, device: torch.device) -> Arrays:
             latents.append(codec.encode(pixels).float().cpu() * LATENT_SCALE)
     tokens = tokenize([scene.caption for scene in scenes])
     arrays = {key: ids.to(torch.int32).numpy() for key, ids in tokens.items()}
-    return {"latents": torch.cat(latents).half().numpy(), **arrays}
+    masks = np.stack([masks_of_latents(scene) for scene in scenes])
+    return {"latents": torch.cat(latents).half().numpy(), "masks": masks, **arrays}
+
+
+def masks_of_latents(scene: Scene) -> np.ndarray:
+    """How far each latent lies in each of up to two characters: (2, 16, 16) uint8."""
+    covered = np.zeros((2, SIZE // 8, SIZE // 8), dtype=np.uint8)
+    covered[: len(scene.masks)] = reduce(
+        scene.masks.astype(np.float32), "s (h a) (w b) -> s h w", "mean", a=8, b=8
+    ).round()
+    return covered
 
 
 def load_codec(folder: Path, device: torch.device) -> nn.Module:

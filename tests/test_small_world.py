@@ -224,9 +224,10 @@ def small_base(folder: Path, stage: train_base.Stage) -> tuple[training.Trainer,
     modules = train_base.modules_of(stage, {"text": models.build_text(), "unet": base.diffusion_model}, CPU)
     trainer = training.Trainer(stage.name, stage.plan, folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
-    captions = [make_scene(train_base.SEED, index).caption for index in range(4)]
-    tokens = {key: ids.numpy() for key, ids in vocabulary.tokenize(captions).items()}
-    data = {"latents": latents, **tokens, **train_base.read_looks(tokens["l"])}
+    scenes = [make_scene(train_base.SEED, index) for index in range(4)]
+    tokens = {key: ids.numpy() for key, ids in vocabulary.tokenize([scene.caption for scene in scenes]).items()}
+    masks = np.stack([train_base.masks_of_latents(scene) for scene in scenes])
+    data = {"latents": latents, "masks": masks, **tokens, **train_base.read_looks(tokens["l"])}
     return trainer, partial(train_base.base_loss, stage, base, modules, data, CPU)
 
 
