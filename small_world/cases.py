@@ -12,22 +12,9 @@ from .backgrounds import PLACES
 from .drawing import reference
 from .looks import Look
 from .poses import ACTIONS, REFERENCE_ACTIONS
-from .scenes import draw_scene, sample_looks
+from .scenes import Content, draw_scene, sample_looks
 
 NIGHTS = 0.2
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a picture shows, as asked for or as read: a look and an action for each character, the place and its time.
-
-    Read characters stand from left to right; those asked for, in the order of the prompt.
-    """
-
-    looks: tuple[Look, ...]
-    actions: tuple[str, ...]
-    place: str
-    night: bool
 
 
 @dataclass(frozen=True)

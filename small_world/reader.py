@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .backgrounds import PLACES
-from .cases import Content
 from .looks import STYLES, Look
 from .poses import ACTIONS
+from .scenes import Content
 from .train_codec import to_pixels
 from .train_vision import CHOICES, COLOURS, STYLED
 

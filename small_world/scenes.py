@@ -13,13 +13,22 @@ from .poses import ACTIONS, REFERENCE_ACTIONS, sample_pose
 
 
 @dataclass(frozen=True)
-class Story:
-    """What a scene is to show, and `spans` of the class words in its caption."""
+class Content:
+    """What a picture shows, as asked for or as read: a look and an action for each character, the place and its time.
+
+    Read characters stand from left to right; those asked for, in the order of the prompt.
+    """
 
     looks: tuple[Look, ...]
     actions: tuple[str, ...]
     place: str
     night: bool
+
+
+@dataclass(frozen=True)
+class Story(Content):
+    """A content in words: `spans` (start, end) of the class words in `caption`."""
+
     caption: str
     spans: tuple[tuple[int, int], ...]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .cases import Content
 from .looks import Colour, Look
+from .scenes import Content
 
 SHARED_CHOICES = "hat", "glasses", "pattern"
 COLOUR_DISTANCES = {"skin": 15.0, "accent": 25.0, "hat_colour": 25.0, "top": 25.0, "bottom": 25.0}

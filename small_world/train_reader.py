@@ -21,9 +21,9 @@ from torch import Tensor, nn  # noqa: E402
 
 from mmdiff_model.training.plan import Plan  # noqa: E402
 
-from .cases import Content, draw_cases, draw_truths  # noqa: E402
+from .cases import draw_cases, draw_truths  # noqa: E402
 from .reader import CHARACTER, COLOURS, READER, SCENE, Reader, labels_of_contents, load_reader  # noqa: E402
-from .scenes import Scene, make_scene  # noqa: E402
+from .scenes import Content, Scene, make_scene  # noqa: E402
 from .scores import describe, score_all  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
 from .train_base import LATENT_SCALE, load_codec  # noqa: E402
