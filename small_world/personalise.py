@@ -57,7 +57,7 @@ class Personaliser:
             return self.sample(self.model, *self.plain(prompt), seed)
         subjects = [self.encode(reference) for reference in references]
         if how.text:
-            text = encode_text(self.clip, self.checkpoint, subjects, prompt, "")
+            text = encode_text(self.clip, self.checkpoint, subjects, prompt, "", clean_negative=True)
             positive, negative = text.positive, text.negative
         else:
             positive, negative = self.plain(prompt)

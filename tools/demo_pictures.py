@@ -83,7 +83,7 @@ class Graph:
         """A picture of a prompt with triggers."""
         subjects = {f"subjects.subject_{number}": subject for number, subject in enumerate(self.subjects, start=1)}
         options = {"fuse_scale": 1.0, "start_percent": 0.0, "end_percent": 1.0, "routing": "auto"}
-        advanced = {"negative_fusion": "as released", "start_merge_step": 0}
+        advanced = {"negative_fusion": "clean", "start_merge_step": 0}
         inputs = {"model": self.model, "clip": self.clip, "mmdiff": self.mmdiff, **subjects, **options, **advanced}
         apply = self.add(f"{name} apply", "MMDiffApply", positive=text, negative="", **inputs)
         self.sample(name, *([apply, slot] for slot in range(3)), seed)
