@@ -38,7 +38,7 @@ from .drawing import SIZE
 from .world import World
 
 ADAPTERS, ABLATION = "adapters", "ablation"
-STEPS, ABLATION_STEPS, BATCH, SEED, SCENES = 3000, 300, 32, 4, 12000
+STEPS, ABLATION_STEPS, BATCH, SEED, SCENES = 3000, 250, 32, 4, 12000
 SHAPE = Shape(num_tokens=8, depth=1, token_hidden=48, lora_rank=12, text_lora_rank=8, vision_layers=1)
 LOSSES = Losses(constraint=BALANCE, constraint_weight=0.1, velocity_limit=5.0)
 DROPS = Drops(text=0.05, image=0.05, both=0.05, background=0.5)
@@ -76,7 +76,7 @@ def configure(output: Path, name: str, steps: int) -> config.Settings:
         output=output,
         variant=SUBJECT,
         data=config.Data((), SIZE, cache=True),
-        plan=Plan(steps, rate=2e-3, warmup=100, ema_steps=200, batch_size=BATCH, precision="fp32"),
+        plan=Plan(steps, rate=2e-3, warmup=steps // 30, ema_steps=steps // 15, batch_size=BATCH),
         shape=variant.shape,
         parts=variant.parts,
         losses=replace(LOSSES, constraint=variant.constraint),

@@ -14,39 +14,28 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-
 from .host import use_comfyui
 
 use_comfyui()
 
 import torch  # noqa: E402
-from comfy.latent_formats import SDXL as SDXLLatents  # noqa: E402
 from comfy.model_base import SDXL  # noqa: E402
-from einops import reduce  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from mmdiff_model.training.encoders import attend_by_products  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
 
-from .drawing import SIZE  # noqa: E402
-from .look_codes import LOOK, LookCodes, WordFocus, add_at, describe, word_tokens  # noqa: E402
-from .looks import WORDS  # noqa: E402
-from .models import CODEC, TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_codec, build_text  # noqa: E402
-from .scenes import Scene, make_scene, start_scene  # noqa: E402
-from .shards import Arrays, load_shards  # noqa: E402
-from .train_codec import to_pixels  # noqa: E402
+from .base_data import SEED, load_data  # noqa: E402
+from .look_codes import LookCodes, WordFocus, add_at  # noqa: E402
+from .models import TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_text  # noqa: E402
+from .shards import Arrays  # noqa: E402
 from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
 from .transformers import encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
 
-SEED = 3
-SHARD, SHARDS = 500, 60
 EMPTY = 0.1
 CODES = "codes"
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-LATENT_SCALE = SDXLLatents().scale_factor
 Weighting = Callable[[Tensor], Tensor]
 
 
@@ -83,9 +72,7 @@ def train_base(folder: Path) -> bool:
     """Trains up to the plan's end and writes text.safetensors and unet.safetensors, also if told to stop (False)."""
     torch.manual_seed(SEED)
     device = training_device()
-    codec = load_codec(folder, device)
-    data = load_shards(folder / "latents", SHARDS, lambda shard: encode_scenes(codec, shard, device))
-    data |= read_looks(data["l"])
+    data = load_data(folder, device)
     base = build_base(device)
     parts = {TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}
     for stage in STAGES:
@@ -178,54 +165,6 @@ def predict_noise(
     sizes = base.encode_adm(pooled_output=pooled, height=height, width=width, device=latents.device)
     options = {"optimized_attention_override": attention}
     return base.diffusion_model(noisy, steps, context=context, y=sizes, transformer_options=options)
-
-
-def read_looks(tokens: np.ndarray) -> Arrays:
-    """Of the scenes whose tokens (n, 77) these are: `looks` (n, 2, LOOK) and `positions` (n, 2) of their class words.
-
-    A position of -1 means that there is no second character.
-    """
-    looks = np.zeros((len(tokens), 2, LOOK), dtype=np.float32)
-    positions = np.full((len(tokens), 2), -1, dtype=np.int64)
-    ids = word_tokens(WORDS)
-    for number, row in enumerate(tokens):
-        for place, look in enumerate(start_scene(SEED, number)[1].looks):
-            looks[number, place] = describe(look)
-            positions[number, place] = row.tolist().index(ids[look.word])
-    return {"looks": looks, "positions": positions}
-
-
-@torch.no_grad()
-def encode_scenes(codec: nn.Module, shard: int, device: torch.device) -> Arrays:
-    """Latents (n, 4, 16, 16) as the UNet sees them, and token ids, of the shard's scenes."""
-    scenes = [make_scene(SEED, shard * SHARD + number) for number in range(SHARD)]
-    latents = []
-    for start_of_batch in range(0, SHARD, 20):
-        pixels = to_pixels(np.stack([scene.picture for scene in scenes[start_of_batch : start_of_batch + 20]])).to(
-            device
-        )
-        with torch.autocast(device.type, torch.bfloat16):
-            latents.append(codec.encode(pixels).float().cpu() * LATENT_SCALE)
-    tokens = tokenize([scene.caption for scene in scenes])
-    arrays = {key: ids.to(torch.int32).numpy() for key, ids in tokens.items()}
-    masks = np.stack([masks_of_latents(scene) for scene in scenes])
-    return {"latents": torch.cat(latents).half().numpy(), "masks": masks, **arrays}
-
-
-def masks_of_latents(scene: Scene) -> np.ndarray:
-    """How far each latent lies in each of up to two characters: (2, 16, 16) uint8."""
-    covered = np.zeros((2, SIZE // 8, SIZE // 8), dtype=np.uint8)
-    covered[: len(scene.masks)] = reduce(
-        scene.masks.astype(np.float32), "s (h a) (w b) -> s h w", "mean", a=8, b=8
-    ).round()
-    return covered
-
-
-def load_codec(folder: Path, device: torch.device) -> nn.Module:
-    """The trained codec. Raises FileNotFoundError before the codec's phase has ended."""
-    codec = build_codec()
-    codec.load_state_dict(load_file(folder / f"{CODEC}.safetensors"))
-    return codec.to(device).eval()
 
 
 if __name__ == "__main__":

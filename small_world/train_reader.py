@@ -21,12 +21,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from mmdiff_model.training.plan import Plan  # noqa: E402
 
+from .base_data import LATENT_SCALE, load_codec  # noqa: E402
 from .cases import draw_cases, draw_truths  # noqa: E402
 from .reader import CHARACTER, COLOURS, READER, SCENE, Reader, labels_of_contents, load_reader  # noqa: E402
 from .scenes import Content, Scene, make_scene  # noqa: E402
 from .scores import describe, score_all  # noqa: E402
 from .shards import Arrays, load_shards  # noqa: E402
-from .train_base import LATENT_SCALE, load_codec  # noqa: E402
 from .train_codec import to_pixels  # noqa: E402
 from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
 

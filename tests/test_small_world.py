@@ -23,6 +23,7 @@ sys.path.append(str(ROOT))
 from mmdiff_model.training.loop import Micro  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
 from small_world import (  # noqa: E402
+    base_data,
     look_codes,
     models,
     shards,
@@ -224,10 +225,10 @@ def small_base(folder: Path, stage: train_base.Stage) -> tuple[training.Trainer,
     modules = train_base.modules_of(stage, {"text": models.build_text(), "unet": base.diffusion_model}, CPU)
     trainer = training.Trainer(stage.name, stage.plan, folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
-    scenes = [make_scene(train_base.SEED, index) for index in range(4)]
+    scenes = [make_scene(base_data.SEED, index) for index in range(4)]
     tokens = {key: ids.numpy() for key, ids in vocabulary.tokenize([scene.caption for scene in scenes]).items()}
-    masks = np.stack([train_base.masks_of_latents(scene) for scene in scenes])
-    data = {"latents": latents, "masks": masks, **tokens, **train_base.read_looks(tokens["l"])}
+    masks = np.stack([base_data.masks_of_latents(scene) for scene in scenes])
+    data = {"latents": latents, "masks": masks, **tokens, **base_data.read_looks(tokens["l"])}
     return trainer, partial(train_base.base_loss, stage, base, modules, data, CPU)
 
 
@@ -245,9 +246,9 @@ def test_training_reaches_every_parameter_but_dead_ends(tmp_path, stage):
 
 
 def test_a_look_is_told_at_its_class_word_alone():
-    stories = [start_scene(train_base.SEED, index)[1] for index in range(8)]
+    stories = [start_scene(base_data.SEED, index)[1] for index in range(8)]
     tokens = vocabulary.tokenize([story.caption for story in stories])["l"]
-    data = {key: torch.from_numpy(array) for key, array in train_base.read_looks(tokens.numpy()).items()}
+    data = {key: torch.from_numpy(array) for key, array in base_data.read_looks(tokens.numpy()).items()}
     added = look_codes.add_at(data["positions"], data["looks"], tokens.shape[1])
     ids = look_codes.word_tokens(WORDS)
     for row, story, codes in zip(tokens.tolist(), stories, added, strict=True):
