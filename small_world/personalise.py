@@ -18,7 +18,7 @@ from mmdiff_model.text import encode_text
 
 from .models import load_clip, load_model, load_vae, load_vision
 
-STEPS, CFG, FUSE_SCALE = 20, 4.0, 1.0
+STEPS, CFG, FUSE_SCALE = 20, 3.0, 1.0
 SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
 LATENT = (1, 4, 16, 16)
 
