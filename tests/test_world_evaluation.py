@@ -119,7 +119,8 @@ def figures(reader) -> dict[str, dict[str, float]]:
     return {name: {score: one.value for score, one in rows.items()} for name, rows in found.items()}
 
 
-RECORDED = {"single.attributes": 0.45, "single.text": 0.93, "single.product": 0.43}  # 16 cases of seed 1
+# 16 single characters and 16 pairs of seed 1
+RECORDED = {"single.attributes": 0.72, "single.text": 0.93, "single.product": 0.66, "pair.binding": 0.70}
 MARGIN = 0.03  # other processors round differently
 
 
@@ -130,5 +131,6 @@ def test_bundled_weights_are_as_good_as_recorded(figures, score):
 
 def test_references_are_what_makes_the_difference(figures):
     ours, base = figures[evaluation.OURS], figures[evaluation.BASE]
-    assert ours["single.attributes"] > base["single.attributes"] + 0.15
+    assert ours["single.attributes"] > base["single.attributes"] + 0.4
+    assert ours["pair.binding"] > base["pair.binding"] + 0.4
     assert ours["single.top"] > base["single.top"] + 0.25
