@@ -1,6 +1,7 @@
 """What importing the pack costs on top of ComfyUI, in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,13 @@ print(json.dumps([1000 * seconds, sorted({{name.partition(".")[0] for name in se
 """
 
 
-def test_import_is_quick_and_leaves_heavy_packages_for_later():
+def test_import_is_quick_and_leaves_heavy_packages_for_later(tmp_path):
+    """Measured as at every start but the first, which compiles to bytecode."""
     script = IMPORT.format(comfyui=folder_paths.base_path, init=str(ROOT / "__init__.py"), root=str(ROOT))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    for _ in range(2):
+        command = [sys.executable, "-c", script]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     milliseconds, imported = json.loads(run.stdout.splitlines()[-1])
     assert milliseconds < IMPORT_MILLISECONDS
     assert "mm_diff" in imported
