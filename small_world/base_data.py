@@ -19,7 +19,7 @@ from .train_codec import to_pixels
 from .vocabulary import tokenize
 
 SEED = 3
-SHARD, SHARDS = 500, 60
+SHARD, SHARDS = 500, 120
 LATENT_SCALE = SDXLLatents().scale_factor
 
 

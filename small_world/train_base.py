@@ -3,8 +3,8 @@
     python -m small_world.train_base --folder FOLDER
 
 The captions say nothing of looks, so the base draws characters of any looks; the adapter is to decide them. In the last
-stage a code of the look goes with most class words (see look_codes). One caption in ten is empty, for classifier-free
-guidance. Needs codec.safetensors in FOLDER.
+stages a code of the look goes with most class words (see look_codes), whose attention is held to their characters (see
+word_focus). One caption in ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER.
 """
 
 import argparse
@@ -26,12 +26,13 @@ from mmdiff_model.training.encoders import attend_by_products  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
 
 from .base_data import SEED, load_data  # noqa: E402
-from .look_codes import LookCodes, WordFocus, add_at  # noqa: E402
+from .look_codes import LookCodes, add_at  # noqa: E402
 from .models import TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_text  # noqa: E402
 from .shards import Arrays  # noqa: E402
 from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
 from .transformers import encode_tokens  # noqa: E402
 from .vocabulary import tokenize  # noqa: E402
+from .word_focus import WordFocus  # noqa: E402
 
 EMPTY = 0.1
 CODES = "codes"
@@ -58,6 +59,7 @@ class Stage:
     weighting: Weighting
     told: float = 0.0  # the share of captions whose class words carry codes of the looks
     focus: float = 0.0  # weight of the balance that holds the class words' attention to their characters
+    characters: float = 0.0  # what the error of their latents counts beyond the background's
 
 
 PLAN = Plan(steps=6000, rate=1e-3, warmup=300, ema_steps=500, batch_size=32)
@@ -65,6 +67,7 @@ STAGES = (
     Stage("base", replace(PLAN, precision="bf16"), details_first),
     Stage("layout", replace(PLAN, steps=2700), layout_first),
     Stage("looks", replace(PLAN, steps=3500), layout_first, told=0.7, focus=0.03),
+    Stage("characters", replace(PLAN, steps=6000), layout_first, told=0.85, focus=0.03, characters=4.0),
 )
 
 
@@ -75,8 +78,9 @@ def train_base(folder: Path) -> bool:
     data = load_data(folder, device)
     base = build_base(device)
     parts = {TEXT_ENCODERS: build_text(), UNET_MODEL: base.diffusion_model}
+    codes = LookCodes()
     for stage in STAGES:
-        modules = modules_of(stage, parts, device)
+        modules = modules_of(stage, parts, codes).to(device)
         trainer = Trainer(stage.name, stage.plan, folder, modules)
         finished = trainer.train(partial(base_loss, stage, base, modules, data, device))
         export_base(folder, trainer.averaged())
@@ -86,10 +90,9 @@ def train_base(folder: Path) -> bool:
     return True
 
 
-def modules_of(stage: Stage, base: dict[str, nn.Module], device: torch.device) -> nn.ModuleDict:
+def modules_of(stage: Stage, base: dict[str, nn.Module], codes: LookCodes) -> nn.ModuleDict:
     """What a stage trains: the base, and the codes of looks where they are told."""
-    codes = {CODES: LookCodes()} if stage.told else {}
-    return nn.ModuleDict({**base, **codes}).to(device).requires_grad_(True)
+    return nn.ModuleDict({**base, CODES: codes} if stage.told else base).requires_grad_(True)
 
 
 def export_base(folder: Path, state: dict[str, Tensor]) -> None:
@@ -121,9 +124,11 @@ def base_loss(
         told = positions.masked_fill(~kept, -1)
         added = {key: add_at(told, code, tokens["l"].shape[1]) for key, code in codes.items()}
     context, pooled = encode_text(modules[TEXT_ENCODERS], tokens, added)
-    focus = WordFocus(positions, torch.from_numpy(data["masks"][chosen]).to(device) / 255) if stage.focus else None
+    masks = torch.from_numpy(data["masks"][chosen]).to(device) / 255
+    focus = WordFocus(positions, masks) if stage.focus else None
     predicted = predict_noise(base, latents, noise, steps, context, pooled, focus or attend_by_products)
-    error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+    counted = 1 + stage.characters * masks.amax(dim=1)
+    error = ((predicted.float() - noise).square().mean(dim=1) * counted).sum(dim=(1, 2)) / counted.sum(dim=(1, 2))
     sigma = base.model_sampling.sigmas[steps.cpu()].to(device)
     loss, figures = (stage.weighting(sigma) * error).mean(), {"error": error.detach().mean()}
     if focus is not None:

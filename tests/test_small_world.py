@@ -222,7 +222,8 @@ def small_base(folder: Path, stage: train_base.Stage) -> tuple[training.Trainer,
     """A trainer of the base on four scenes' captions with random latents."""
     torch.manual_seed(0)
     base = models.build_base()
-    modules = train_base.modules_of(stage, {"text": models.build_text(), "unet": base.diffusion_model}, CPU)
+    parts = {"text": models.build_text(), "unet": base.diffusion_model}
+    modules = train_base.modules_of(stage, parts, look_codes.LookCodes())
     trainer = training.Trainer(stage.name, stage.plan, folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
     scenes = [make_scene(base_data.SEED, index) for index in range(4)]
