@@ -8,6 +8,7 @@ With --bundle the weights are then copied to where the demo finds them; with --a
 
 import argparse
 import shutil
+from functools import partial
 from pathlib import Path
 
 from .training import start  # isort: skip  (first: it finds ComfyUI)
@@ -15,7 +16,7 @@ from .training import start  # isort: skip  (first: it finds ComfyUI)
 from . import ADAPTER_FILE, WEIGHTS
 from .models import CODEC, TEXT_ENCODERS, UNET_MODEL, VISION_ENCODER
 from .reader import READER
-from .train_adapter import ADAPTERS, train_ablation, train_adapter
+from .train_adapter import ADAPTERS, Prepared, train_ablation, train_adapter
 from .train_base import train_base
 from .train_codec import train_codec
 from .train_reader import train_reader
@@ -27,13 +28,15 @@ def main() -> None:
     parser.add_argument("--bundle", action="store_true", help=f"copy the weights to {WEIGHTS}")
     parser.add_argument("--ablation", action="store_true", help="train the ablation's variants and the rivals too")
     options = start(parser)
-    for train in (train_codec, train_vision, train_base, train_adapter, train_reader):
+    prepared: Prepared = {}
+    adapter = partial(train_adapter, prepared=prepared)
+    for train in (train_codec, train_vision, train_base, adapter, train_reader):
         if not train(options.folder):
             return
     if options.bundle:
         bundle(options.folder)
     if options.ablation:
-        train_ablation(options.folder)
+        train_ablation(options.folder, prepared)
 
 
 def bundle(folder: Path) -> None:

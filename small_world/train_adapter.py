@@ -43,6 +43,8 @@ SHAPE = Shape(num_tokens=8, depth=1, token_hidden=48, lora_rank=12, text_lora_ra
 LOSSES = Losses(constraint=BALANCE, constraint_weight=0.1, velocity_limit=5.0)
 DROPS = Drops(text=0.05, image=0.05, both=0.05, background=0.5)
 
+Prepared = dict[int, Example]
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -86,18 +88,17 @@ def configure(output: Path, name: str, steps: int) -> config.Settings:
     )
 
 
-def train_adapter(folder: Path) -> bool:
+def train_adapter(folder: Path, prepared: Prepared) -> bool:
     """Trains MM-Diff up to its steps; False where it was told to stop."""
-    return train_variant(folder, folder / ADAPTERS / "mmdiff", "mmdiff", STEPS, {})
+    return train_variant(folder, folder / ADAPTERS / "mmdiff", "mmdiff", STEPS, prepared)
 
 
-def train_ablation(folder: Path) -> bool:
+def train_ablation(folder: Path, prepared: Prepared) -> bool:
     """Trains every variant with the ablation's budget; False where it was told to stop."""
-    prepared: dict[int, Example] = {}
     return all(train_variant(folder, folder / ABLATION / name, name, ABLATION_STEPS, prepared) for name in VARIANTS)
 
 
-def train_variant(folder: Path, output: Path, name: str, steps: int, prepared: dict[int, Example]) -> bool:
+def train_variant(folder: Path, output: Path, name: str, steps: int, prepared: Prepared) -> bool:
     """Trains one variant on the base in `folder` and writes it. prepared: examples, the same for all variants."""
     settings = configure(output, name, steps)
     session = Session(settings, load_base(folder), World(SEED, SCENES), Processes(training_device()))
@@ -113,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ablation", action="store_true", help="the ablation's variants in place of MM-Diff's own")
     options = start(parser)
-    (train_ablation if options.ablation else train_adapter)(options.folder)
+    (train_ablation if options.ablation else train_adapter)(options.folder, {})
 
 
 if __name__ == "__main__":
