@@ -18,8 +18,8 @@ from mmdiff_model.text import encode_text
 
 from .models import load_clip, load_model, load_vae, load_vision
 
-STEPS, CFG, FUSE_SCALE = 20, 3.0, 1.0
-SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
+STEPS, CFG, FUSE_SCALE = 30, 3.0, 1.0
+SAMPLER, SCHEDULER = "euler_ancestral", "karras"
 LATENT = (1, 4, 16, 16)
 
 

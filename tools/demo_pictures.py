@@ -22,7 +22,7 @@ CHARACTERS = (("cat", 3), ("woman", 8), ("robot", 1))
 PROMPTS = ("a {} waving on a beach", "a {} jumping in the snow", "a {} sitting in a room at night")
 PAIR, PAIR_PROMPT, PAIR_SEEDS = (0, 2), "a {} and a {} standing in a park", (0, 1, 2)
 TRIGGER = "<|subj|>"
-SAMPLER = {"steps": 20, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
+SAMPLER = {"steps": 30, "cfg": 3.0, "sampler_name": "euler_ancestral", "scheduler": "karras", "denoise": 1.0}
 CELL, GAP, CAPTION = 224, 12, 34
 
 Pictures = dict[str, list[Image.Image]]

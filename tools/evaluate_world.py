@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--ablation", type=Path, metavar="FOLDER", help="weights with adapters of all variants")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("small_world").setLevel(logging.INFO)
 
     import torch
 
