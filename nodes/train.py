@@ -137,7 +137,7 @@ class MMDiffTrain(io.ComfyNode):
 def settings_of(output: Path, device: torch.device, **options):
     """The training's settings from the node's widgets."""
     from ..mmdiff_model.training.config import Data, Settings
-    from ..mmdiff_model.training.constraint import BALANCE, NONE
+    from ..mmdiff_model.training.constraint import MASKED, NONE
     from ..mmdiff_model.training.objective import Losses
     from ..mmdiff_model.training.plan import Plan
     from ..mmdiff_model.training.trainable import Shape
@@ -158,7 +158,7 @@ def settings_of(output: Path, device: torch.device, **options):
         data=Data((), options["size"]),
         plan=plan,
         shape=Shape(lora_rank=options["lora_rank"]),
-        losses=Losses(BALANCE if weight else NONE, weight, snr_limit=5.0),
+        losses=Losses(MASKED if weight else NONE, weight, snr_limit=5.0),
         gradient_checkpointing=options["gradient_checkpointing"],
         checkpoint_seconds=CHECKPOINT_SECONDS,
         seed=options["seed"],

@@ -17,7 +17,7 @@ from ..adapter import PORTRAIT
 from ..attention import BlockKey, MultimodalCrossAttention, Projection, block_key
 from ..text import ENCODERS
 from .attention import training_step
-from .constraint import BALANCE, MASKED, NONE, AttentionConstraint, Constraint
+from .constraint import MASKED, NONE, AttentionConstraint, Constraint
 from .dataset import Batch
 from .encoders import allow_gradients, attend_by_products, embed_token, encode_pixels, encode_rows
 from .lora import attach
@@ -34,8 +34,8 @@ class Losses:
     second layout (SNR + 1 up to the limit, as where velocity is predicted); 0 turns either off.
     """
 
-    constraint: Constraint = BALANCE
-    constraint_weight: float = 0.01
+    constraint: Constraint = MASKED
+    constraint_weight: float = 0.1
     snr_limit: float = 0.0
     velocity_limit: float = 0.0
 
