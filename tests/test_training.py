@@ -98,13 +98,13 @@ def of_part(name: str) -> str:
 
 
 def dead_ends(objective: Objective) -> set[str]:
-    """The last layer of the first text encoder, which SDXL does not use, and background tokens without `masked`."""
+    """The last layer of the first text encoder, which SDXL does not use."""
     last = [
         number
         for number, name in enumerate(objective.trainable.text_lora.names)
         if "text_encoder.text_model.encoder.layers.3" in name
     ]
-    return {f"text_lora.layers.{number}.{side}" for number in last for side in ("down", "up")} | {"background"}
+    return {f"text_lora.layers.{number}.{side}" for number in last for side in ("down", "up")}
 
 
 @pytest.mark.parametrize("left_out", [None, *PARTS])
