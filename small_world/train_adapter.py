@@ -40,7 +40,7 @@ from .world import World
 ADAPTERS, ABLATION = "adapters", "ablation"
 STEPS, ABLATION_STEPS, BATCH, SEED, SCENES = 3000, 250, 32, 4, 12000
 SHAPE = Shape(num_tokens=8, depth=1, token_hidden=48, lora_rank=12, text_lora_rank=8, vision_layers=1)
-LOSSES = Losses(constraint=BALANCE, constraint_weight=0.1, velocity_limit=5.0)
+LOSSES = Losses(constraint_weight=0.1, velocity_limit=5.0)
 DROPS = Drops(text=0.05, image=0.05, both=0.05, background=0.5)
 
 Prepared = dict[int, Example]
