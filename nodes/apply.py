@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..mmdiff_model.routing import MODES, OFF
 from ..mmdiff_model.sampling import apply_subjects
+from ..mmdiff_model.sampling.routing import MODES, OFF
 from ..mmdiff_model.schedule import Schedule
 from ..mmdiff_model.text import encode_text
 from .sockets import connected_subjects, mmdiff_input, subjects_input

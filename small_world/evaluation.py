@@ -12,7 +12,7 @@ from .host import use_comfyui
 use_comfyui()
 
 from mmdiff_model.files import write_whole  # noqa: E402
-from mmdiff_model.routing import OFF  # noqa: E402
+from mmdiff_model.sampling.routing import OFF  # noqa: E402
 
 from . import ADAPTER_FILE  # noqa: E402
 from .cases import Case, draw_cases, draw_truths  # noqa: E402

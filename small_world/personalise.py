@@ -11,8 +11,8 @@ from comfy.model_patcher import ModelPatcher
 
 from mmdiff_model.checkpoint import Checkpoint, load_checkpoint
 from mmdiff_model.prompt import strip_triggers
-from mmdiff_model.routing import AUTO
 from mmdiff_model.sampling import apply_subjects
+from mmdiff_model.sampling.routing import AUTO
 from mmdiff_model.subject import Subject, encode_subject
 from mmdiff_model.text import encode_text
 

@@ -15,11 +15,11 @@ from helpers import (
     random_subject,
     sample,
 )
-from mmdiff_model.auto_routing import AttentionMaps, reading_blocks, separate, word_attention
-from mmdiff_model.routing import AUTO, MASKS, OFF
 from mmdiff_model.sampling import apply_subjects, last_routing
+from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
+from mmdiff_model.sampling.routing.auto import AttentionMaps, reading_blocks, separate, word_attention
+from mmdiff_model.sampling.step import Chunk, Step
 from mmdiff_model.schedule import Schedule
-from mmdiff_model.step import Chunk, Step
 
 LONG = (14.0, 8.0, 4.1, 2.0, 1.2, 0.7, 0.3, 0.0)
 

@@ -11,8 +11,8 @@ import torch
 
 import neighbour_packs as packs
 from helpers import ONE_STEP, encode, left_half, noise_for, random_subject, sample
-from mmdiff_model.routing import AUTO, MASKS, OFF
 from mmdiff_model.sampling import apply_subjects, last_routing
+from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
 
 REQUEUES, EDIT_EVERY, WARM_UP = 1000, 20, 120
 

@@ -19,12 +19,12 @@ import pytest
 import torch
 import torch._dynamo
 
-import mmdiff_model.attention as our_attention
+import mmdiff_model.sampling.attention as our_attention
 import neighbour_packs as packs
 import nodes as core
 from helpers import ONE_PROMPT, ONE_STEP, distance, encode, left_half, random_subject, record, run, sample
-from mmdiff_model.routing import AUTO, MASKS, OFF
 from mmdiff_model.sampling import apply_subjects
+from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
 from mmdiff_model.schedule import Schedule
 from mmdiff_model.text import encode_text
 from tiny_pack.models import make_model

@@ -6,11 +6,12 @@ import torch
 from comfy.ldm.modules.attention import CrossAttention
 from safetensors.torch import load_file
 
-from mmdiff_model.attention import MultimodalCrossAttention, Projection
 from mmdiff_model.fusion import CLSHead, FusionMLP
 from mmdiff_model.refiner import SERefiner, SubjectTokens
-from mmdiff_model.routing import Chunk
-from mmdiff_model.step import Step
+from mmdiff_model.sampling.attention import MultimodalCrossAttention
+from mmdiff_model.sampling.projection import Projection
+from mmdiff_model.sampling.routing import Chunk
+from mmdiff_model.sampling.step import Step
 from reference import FOLDER, assert_close
 from tiny_pack.models import fill
 from tiny_pack.weights import noise, weight

@@ -19,11 +19,11 @@ from helpers import (
     run,
     sample,
 )
-from mmdiff_model.attention import MultimodalCrossAttention
-from mmdiff_model.routing import AUTO, MASKS, OFF, MaskRouting
 from mmdiff_model.sampling import apply_subjects, last_routing
+from mmdiff_model.sampling.attention import MultimodalCrossAttention
+from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, MaskRouting
+from mmdiff_model.sampling.step import Chunk, Step
 from mmdiff_model.schedule import Schedule
-from mmdiff_model.step import Chunk, Step
 
 FLOOR = 2e-5  # float32, after a few steps of a UNet with values near 20
 ONES, ZEROS = torch.ones(64, 64), torch.zeros(64, 64)

@@ -145,10 +145,10 @@ def make_settings(base) -> list[Setting]:
     import torch
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-    from mmdiff_model.attention import image_projections, project_tokens
     from mmdiff_model.lora import unet_patches
-    from mmdiff_model.routing import AUTO, MASKS, OFF
-    from mmdiff_model.sampling import WRAPPER_KEY, SubjectSampling
+    from mmdiff_model.sampling.projection import image_projections, project_tokens
+    from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
+    from mmdiff_model.sampling.run import WRAPPER_KEY, SubjectSampling
     from mmdiff_model.schedule import Schedule
     from mmdiff_model.subject import Subject
     from mmdiff_model.text import CLASS_WORDS

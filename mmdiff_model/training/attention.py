@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..attention import BlockKey
-from ..routing import BLOCKED, Chunk, Routed
-from ..step import Step
+from ..sampling.projection import BlockKey
+from ..sampling.routing import BLOCKED, Chunk, Routed
+from ..sampling.step import Step
 from .constraint import AttentionConstraint
 
 

@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..attention import BlockKey
+from ..sampling.projection import BlockKey
 
 Constraint = Literal["balance", "masked", "none"]
 BALANCE, MASKED, NONE = get_args(Constraint)

@@ -12,7 +12,7 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
-from ..attention import lora_delta
+from ..sampling.projection import lora_delta
 
 UNET_KEY = re.compile(r"unet\.(.+\.attn[12]\.processor\.to_(?:q|k|v|out))")
 TEXT_KEY = re.compile(r"text_encoder(?:_2)?\.text_model\.encoder\.layers\.\d+\.self_attn\.(?:q|k|v|out)_proj")

@@ -14,7 +14,8 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..adapter import PORTRAIT
-from ..attention import BlockKey, MultimodalCrossAttention, Projection, block_key
+from ..sampling.attention import MultimodalCrossAttention
+from ..sampling.projection import BlockKey, Projection, block_key
 from ..text import ENCODERS
 from .attention import training_step
 from .constraint import MASKED, NONE, AttentionConstraint, Constraint

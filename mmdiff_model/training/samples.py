@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageOps
 
 from ..checkpoint import load_checkpoint
-from ..routing import AUTO
 from ..sampling import apply_subjects
+from ..sampling.routing import AUTO
 from ..subject import encode_subject
 from ..text import encode_text
 from .config import Samples

@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import BlockKey
-from .routing import Chunk
+from ..projection import BlockKey
+from . import Chunk
 
 KEEP = 0.8
 SHARPNESS = 4.0

@@ -15,15 +15,16 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .attention import MultimodalCrossAttention, image_projections, project_tokens
-from .auto_routing import AttentionMaps, reading_blocks, separate
-from .checkpoint import Checkpoint
-from .lora import unet_patches
+from ..checkpoint import Checkpoint
+from ..lora import unet_patches
+from ..schedule import Schedule, resolve_steps
+from ..subject import Subject
+from ..text import CLASS_WORDS
+from .attention import MultimodalCrossAttention
+from .projection import image_projections, project_tokens
 from .routing import AUTO, MASKS, OFF, MaskRouting
-from .schedule import Schedule, resolve_steps
+from .routing.auto import AttentionMaps, reading_blocks, separate
 from .step import Chunk, Step
-from .subject import Subject
-from .text import CLASS_WORDS
 
 WRAPPER_KEY = "mmdiff"
 

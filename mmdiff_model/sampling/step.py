@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .attention import BlockKey, image_attention, text_attention
-from .auto_routing import AttentionMaps
+from .attention import image_attention, text_attention
+from .projection import BlockKey
 from .routing import Chunk, MaskRouting, Routed, route
+from .routing.auto import AttentionMaps
 
 
 @dataclass(frozen=True)
