@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..mmdiff_model.prompt import strip_triggers
 from ..mmdiff_model.sampling import apply_subjects
 from ..mmdiff_model.sampling.routing import MODES, OFF
 from ..mmdiff_model.schedule import Schedule
@@ -93,7 +94,20 @@ class MMDiffApply(io.ComfyNode):
             display_name="Apply MM-Diff",
             category="MM-Diff",
             description="Puts subjects into the prompt and the model. Connect the three outputs to any KSampler.",
-            search_aliases=["mmdiff", "personalize", "face", "identity", "subject", "character"],
+            search_aliases=[
+                "mmdiff",
+                "personalize",
+                "face",
+                "identity",
+                "subject",
+                "character",
+                "ip adapter",
+                "ipadapter",
+                "instantid",
+                "photomaker",
+                "pulid",
+                "reference",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="An SDXL model."),
                 io.Clip.Input("clip", tooltip="The SDXL model's CLIP."),
@@ -112,6 +126,13 @@ class MMDiffApply(io.ComfyNode):
                     advanced=True,
                     tooltip="Above 0: the first step with the subject, counted in the sampler's steps as in the "
                     "released code. Takes the place of start_percent.",
+                ),
+                io.Boolean.Input(
+                    "enabled",
+                    default=True,
+                    optional=True,  # prompts that were saved before it was there stay valid
+                    tooltip="Off gives the model as it came and the prompt without its triggers: the picture without "
+                    "MM-Diff, from the same graph.",
                 ),
             ],
             outputs=[
@@ -138,7 +159,11 @@ class MMDiffApply(io.ComfyNode):
         routing: str = OFF,
         negative_fusion: str = AS_RELEASED,
         start_merge_step: int = 0,
+        enabled: bool = True,
     ) -> io.NodeOutput:
+        if not enabled:
+            plain = (clip.encode_from_tokens_scheduled(clip.tokenize(strip_triggers(p))) for p in (positive, negative))
+            return io.NodeOutput(model, *plain)
         check_range(start_percent, end_percent)
         found = connected_subjects(subjects, mmdiff)
         schedule = Schedule(start_percent, end_percent, start_merge_step)

@@ -25,7 +25,16 @@ class MMDiffEncodeSubject(io.ComfyNode):
             category="MM-Diff",
             description="Turns one or several photos of one person, pet or thing into a subject. Different sizes: "
             "encode each and mix them.",
-            search_aliases=["reference image", "face id", "identity"],
+            search_aliases=[
+                "reference image",
+                "face id",
+                "identity",
+                "ip adapter",
+                "ipadapter",
+                "instantid",
+                "photomaker",
+                "pulid",
+            ],
             inputs=[
                 mmdiff_input(),
                 io.ClipVision.Input(

@@ -79,7 +79,14 @@ class MMDiffTrain(io.ComfyNode):
                     tooltip="The UNet's blocks keep their inputs alone and run again: less memory, more time.",
                     advanced=True,
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Of the new weights and of all noise."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="The new weights and all noise come from it. It stays the same when a training goes on.",
+                ),
                 io.MultiType.Input(
                     "face_analysis",
                     types=FACE_SOCKETS,
@@ -112,7 +119,8 @@ class MMDiffTrain(io.ComfyNode):
             find_face = face_finder(face_analysis, settings.variant)
             base = copy_base(model, clip, vae, clip_vision, settings.plan.dtype, find_face)
             session = Session(settings, base, records, Processes(device))
-            log = CsvLog(settings.output, session.loop.step)
+            before = session.loop.step
+            log = CsvLog(settings.output, before)
             losses = log.losses()
             bar = comfy.utils.ProgressBar(settings.plan.steps)
 
@@ -131,7 +139,15 @@ class MMDiffTrain(io.ComfyNode):
                 raise
         plot = np.array(draw_losses(losses, settings.plan.steps))
         plot = torch.from_numpy(plot).float()[None] / 255
-        return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=ui.PreviewImage(plot, cls=cls))
+        shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(told(before, settings.plan.steps)).as_dict()
+        return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=shown)
+
+
+def told(before: int, steps: int) -> str:
+    """What the node says of a training that had `before` steps and has `steps` now."""
+    if before >= steps:
+        return f"This training was finished at step {before}. Raise steps to go on with it, or choose another name."
+    return f"Trained from step {before} to {steps}." if before else f"Trained {steps} steps."
 
 
 def settings_of(output: Path, device: torch.device, **options):

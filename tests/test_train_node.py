@@ -98,6 +98,10 @@ def test_a_folder_becomes_a_checkpoint_that_paints(server, records):
     assert picture(server, outputs, "plot").shape[:2] == (432, 768)
     assert np.array_equal(picture(server, before, "plain saved"), picture(server, outputs, "plain saved"))
     assert not np.array_equal(picture(server, outputs, "plain saved"), picture(server, outputs, "ours saved"))
+    again = server.run(graph(steps=2))
+    assert again["train"]["text"] == [
+        "This training was finished at step 3. Raise steps to go on with it, or choose another name."
+    ]
 
 
 PLAIN = ("tiny", "text", "latent", "plain", "plain picture", "plain saved")
