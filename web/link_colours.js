@@ -14,9 +14,9 @@ function paint() {
 
 app.registerExtension({
   name: "MM-Diff.LinkColours",
-  async setup() {
-    paint();
-    // another palette takes the colours of all types that it does not name
+  setup() {
+    // a palette, also the first one, takes the colours of all types that it does not name
     app.ui.settings.addEventListener("Comfy.ColorPalette.change", () => setTimeout(paint));
   },
+  afterConfigureGraph: paint,
 });
