@@ -16,6 +16,7 @@ from .vision import check_clip_vision, encode_cls, encode_patches, pad_to_square
 
 WHITE, BLACK = 1.0, 0.0
 THUMBNAIL = 128
+FAR = 0.2
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,15 @@ def encode_subject(
 def find_outliers(identity: Tensor) -> tuple[int, ...]:
     """1-based numbers of photos whose identity vectors (n, d) are far from the others'; needs three photos or more.
 
-    A photo stands out when its mean cosine to the others is below half of the median photo's.
+    A photo stands out when it is FAR from the closest half of the photos (1 - cosine), and twice as far as the median
+    photo is. Far from all others would not do: of three, the odd one draws the good two away from their mean as well.
     """
     if len(identity) < 3:
         return ()
     directions = identity / identity.norm(dim=-1, keepdim=True)
-    cosines = (directions @ directions.T).fill_diagonal_(0).sum(dim=1) / (len(identity) - 1)
-    return tuple(int(i) + 1 for i in (cosines < cosines.median() * 0.5).nonzero()[:, 0])
+    distances = (1 - directions @ directions.T).fill_diagonal_(torch.inf)
+    closest = distances.topk(len(identity) // 2, largest=False).values.mean(dim=1)
+    return tuple(int(i) + 1 for i in (closest > (2 * closest.median()).clamp(min=FAR)).nonzero()[:, 0])
 
 
 @torch.no_grad()

@@ -20,9 +20,13 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT))
 
+from mmdiff_model.checkpoint import load_checkpoint  # noqa: E402
+from mmdiff_model.subject import encode_subject  # noqa: E402
 from mmdiff_model.training.loop import Micro  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
 from small_world import (  # noqa: E402
+    ADAPTER_FILE,
+    WEIGHTS,
     base_data,
     look_codes,
     models,
@@ -35,6 +39,7 @@ from small_world import (  # noqa: E402
     vocabulary,
 )
 from small_world.captions import write_caption  # noqa: E402
+from small_world.drawing import reference  # noqa: E402
 from small_world.looks import (  # noqa: E402
     GLASSES,
     HATS,
@@ -46,7 +51,7 @@ from small_world.looks import (  # noqa: E402
     sample_colour,
     sample_look,
 )
-from small_world.poses import ACTIONS  # noqa: E402
+from small_world.poses import ACTIONS, REFERENCE_ACTIONS  # noqa: E402
 from small_world.records import write_records  # noqa: E402
 from small_world.scenes import make_scene, references, start_scene  # noqa: E402
 
@@ -280,3 +285,17 @@ def test_a_terminated_phase_saves_and_leaves_in_order(tmp_path):
     assert process.wait(timeout=120) == 0
     state = torch.load(tmp_path / "codec.checkpoint", weights_only=True)
     assert state["step"] < train_codec.PLAN.steps and state["module"]
+
+
+def test_a_photo_of_another_character_is_named():
+    vision, adapter = models.load_vision(WEIGHTS), load_checkpoint(WEIGHTS / ADAPTER_FILE)
+    named = []
+    for seed in range(10):
+        random = Random(f"outlier {seed}")
+        mine, other = (sample_look(random, held_out=True) for _ in range(2))
+        poses = random.sample(REFERENCE_ACTIONS, 3)
+        looks = zip((mine, mine, other), poses, strict=True)
+        pictures = [reference(look, random, pose, 256) for look, pose in looks]
+        photos = [torch.from_numpy(picture.copy()).float() / 255 for picture in pictures]
+        named.append(encode_subject(adapter, vision, photos).outliers)
+    assert named.count((3,)) >= 9
