@@ -13,7 +13,9 @@ from workflow_api import to_api
 pytest_plugins = ["live_fixtures"]
 pytestmark = pytest.mark.live
 
-WORKFLOWS = sorted((Path(__file__).resolve().parent.parent / "workflows").glob("*.json"))
+ROOT = Path(__file__).resolve().parent.parent
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types.MMDiffApply"
@@ -54,3 +56,32 @@ def test_opens_and_posts_what_to_api_makes(path, page, object_info):
         for node_id, node in opened["output"].items()
     }
     assert posted == to_api(workflow, object_info)
+
+
+PLACE = """async (blueprint) => {
+    await window.app.loadGraphData(blueprint)
+    const [node] = window.app.graph.nodes
+    const { output } = await window.app.graphToPrompt()
+    const widgets = Object.fromEntries(node.widgets.map((widget) => [widget.name, widget.value]))
+    return { output, widgets, inputs: node.inputs.map((input) => input.name) }
+}"""
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_listed_and_is_one_node(path, server, page, object_info):
+    """Its own inputs are all that is left to connect; its widgets reach the nodes inside."""
+    listed = {entry["name"] for entry in json.loads(server._get("/global_subgraphs")).values()}
+    assert path.stem in listed
+    blueprint = json.loads(path.read_text())
+    placed = page.evaluate(PLACE, blueprint)
+    inside = {key.rpartition(":")[2]: node for key, node in placed["output"].items()}
+    for number, name in blueprint["nodes"][0]["properties"]["proxyWidgets"]:
+        assert placed["widgets"][name] == inside[number]["inputs"][name]
+    missing = {
+        name
+        for node in inside.values()
+        for name, (kind, *_) in object_info[node["class_type"]]["input"]["required"].items()
+        if name not in node["inputs"] and kind != "COMFY_AUTOGROW_V3"
+    }
+    connected = [name for name in placed["inputs"] if name not in placed["widgets"]]
+    assert missing == {name.removesuffix("_1") for name in connected}
