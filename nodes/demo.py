@@ -2,6 +2,7 @@
 
 from random import Random
 
+import numpy as np
 import torch
 from comfy_api.latest import io
 
@@ -63,13 +64,21 @@ class MMDiffDemoCharacter(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Another seed, another character: hair or ears, hat, glasses, clothes and all colours.",
                 ),
+                io.Int.Input(
+                    "photos",
+                    default=1,
+                    min=1,
+                    max=8,
+                    optional=True,
+                    tooltip="How many pictures of this one character, each in a pose of its own.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The character alone on white.")],
         )
 
     @classmethod
-    def execute(cls, word: str, seed: int) -> io.NodeOutput:
+    def execute(cls, word: str, seed: int, photos: int = 1) -> io.NodeOutput:
         random = Random(f"demo {word} {seed}")
         look = sample_look(random, held_out=True, word=word)
-        picture = reference(look, random, random.choice(REFERENCE_ACTIONS), PICTURE_SIZE)
-        return io.NodeOutput(torch.from_numpy(picture.copy()).float()[None] / 255)
+        pictures = [reference(look, random, random.choice(REFERENCE_ACTIONS), PICTURE_SIZE) for _ in range(photos)]
+        return io.NodeOutput(torch.from_numpy(np.stack(pictures)).float() / 255)

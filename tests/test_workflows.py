@@ -1,6 +1,6 @@
 """The shipped workflows: valid and tidy as files, and each runs from end to end in a real ComfyUI.
 
-The demo runs as it is, with the models that come with the pack; the others with tiny ones.
+The demos run as they are, with the models that come with the pack; the others with tiny ones.
 """
 
 import copy
@@ -26,6 +26,7 @@ pytest_plugins = ["live_fixtures"]
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 WORKFLOWS = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
 DEMO = "MM-Diff demo (nothing to download)"
+DEMOS = [name for name in WORKFLOWS if name.startswith("MM-Diff demo")]
 SAVE_AND_LOAD = "save_and_load_subject"  # paints only when its second part is switched on
 PAINTING = [name for name in WORKFLOWS if name != SAVE_AND_LOAD]
 
@@ -49,7 +50,7 @@ def real_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_every_kind_of_use_has_a_workflow():
     used = {node["type"] for name in WORKFLOWS for node in load(name)["nodes"]}
-    assert len(WORKFLOWS) == 10
+    assert len(WORKFLOWS) == 14 and len(DEMOS) == 5
     assert used >= {"MMDiffApply", "MMDiffMixSubjects", "MMDiffSubjectRegion", "MMDiffRoutingPreview"}
     assert used >= {"MMDiffSaveSubject", "MMDiffLoadSubject", "LoraLoader", "ControlNetApplyAdvanced"}
 
@@ -143,7 +144,7 @@ def run(server, object_info, photos) -> Callable[[str], Run]:
 
     @cache
     def run_workflow(name: str) -> Run:
-        if name == DEMO:
+        if name in DEMOS:
             return queue_twice(server, to_api(load(name), object_info))
         return queue_twice(server, tiny_prompt(load(name), object_info, photos))
 
@@ -166,7 +167,7 @@ def test_subject_changes_the_picture(name, run, server):
     prompt = plain_prompt(done.prompt)
     plain = saved_pictures(server, prompt, server.run(prompt))
     assert personalised.keys() == plain.keys()
-    size = DEMO_SIZE if name == DEMO else SIZE
+    size = DEMO_SIZE if name in DEMOS else SIZE
     for node_id, pictures in personalised.items():
         for ours, theirs in zip(pictures, plain[node_id], strict=True):
             assert ours.shape == theirs.shape == (size, size, 3)
