@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..mmdiff_model.checkpoint import Checkpoint
+from ..mmdiff_model.checkpoint import Checkpoint, same_space
 from ..mmdiff_model.subject import Subject
 
 MMDiff = io.Custom("MMDIFF")
@@ -44,7 +44,7 @@ def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoi
         owner, variant, space = (f"checkpoint '{checkpoint.name}'", checkpoint.variant, checkpoint.hash)
     seen = set()
     for name, subject in connected.items():
-        if (subject.variant, subject.space) != (variant, space):
+        if subject.variant != variant or not same_space(subject.space, space):
             raise ValueError(
                 f"subjects.{name}: this subject was made with another checkpoint ({subject.variant}, "
                 f"{subject.space}) than the {owner} ({variant}, {space}). Encode its photos again with the "
