@@ -40,8 +40,8 @@ class Shape:
 
 
 class Trainable(nn.Module):
-    """Every trained module. `parts` are trained; the others have no effect, for ablations: training leaves them out, and
-    a checkpoint has zeros in their place.
+    """Every trained module. `parts` are trained; the others have no effect, for ablations: training leaves them out,
+    and a checkpoint has zeros in their place.
 
     background: tokens of the `masked` constraint, which no checkpoint holds.
     """
@@ -95,7 +95,7 @@ class Trainable(nn.Module):
         }
 
     def silent_parameters(self) -> set[int]:
-        """Identities of the adapter's parameters that were not trained; without the image branch the refiner has none."""
+        """Identities of the parameters of parts that have no effect; without the image branch the refiner has none."""
         parts = {TEXT_FUSION, IMAGE_BRANCH, REFINER}.difference(self.parts)
         parts |= {REFINER} if IMAGE_BRANCH in parts else set()
         modules = [module for part in parts for module in self.modules_of_parts[part]]
