@@ -51,7 +51,12 @@ class Sizes:
 
 
 class Adapter(nn.Module):
-    """CLS head, one fusion MLP per text encoder, and the subject tokens of the variant."""
+    """CLS head, one fusion MLP per text encoder, and the subject tokens of the variant.
+
+    fuses: False where the fusion was not trained, so that class words stay as they are.
+    """
+
+    fuses = True
 
     def __init__(self, sizes: Sizes, variant: str, operations, dtype=None, device=None):
         super().__init__()
@@ -77,5 +82,7 @@ class Adapter(nn.Module):
 
     def fuse(self, words: tuple[Tensor, Tensor], cls: Tensor) -> tuple[Tensor, Tensor]:
         """Token embeddings (b, 768) and (b, 1280) of the class word and CLS (b, cls_dim) -> the same shapes, fused."""
+        if not self.fuses:
+            return words
         subject_1, subject_2 = self.cls_head(cls)
         return self.text_fusion_1(words[0], subject_1), self.text_fusion_2(words[1], subject_2)

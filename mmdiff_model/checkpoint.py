@@ -5,50 +5,32 @@ All sizes and the variant come from the tensors. Readable names are `cls_head.*`
 `unet_lora.*`.
 """
 
-import hashlib
-import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .adapter import PORTRAIT, SUBJECT, TOKENS_GROUP, Adapter, Sizes
+from .checkpoint_files import OFFICIAL_FILES, CheckpointError, metadata_of, read_official, read_safetensors
+from .completeness import check_text_lora, check_unet_lora, check_vision, read_sizes
+from .digest import LENGTH, fingerprint, whole_fingerprint
 from .files import write_whole
-from .lora import name_text_lora, name_unet_lora
 
-UNET_FILE, TEXT_FILE, CUSTOM_FILE = "unet_adapter_weights.bin", "text_encoder_adapter_weights.bin", "custom_weights.bin"
-OFFICIAL_FILES = (UNET_FILE, TEXT_FILE, CUSTOM_FILE)
-OFFICIAL_GROUPS = {
-    "image_encoder": "vision",
-    "obj_embeds_proj": "cls_head",
-    "face_embeds_proj": "face_tokens",
-    "mm_fuse_one": "text_fusion_1",
-    "mm_fuse_two": "text_fusion_2",
-}
+TENSOR_GROUPS = ("vision", "text_lora", "unet_lora")
 ADAPTER_GROUPS = ("cls_head", "text_fusion_1", "text_fusion_2", *TOKENS_GROUP.values())
-FORMAT_VERSION = "1"
-REMEDY = "Get the checkpoint again, and keep its three official files together in one folder of models/mmdiff"
-
-
-class CheckpointError(ValueError):
-    """The file or folder is not a usable MM-Diff checkpoint; the message says what is wrong and what to do."""
-
-    def __init__(self, problem: str, remedy: str = REMEDY):
-        super().__init__(f"checkpoint: {problem}. {remedy}.")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded checkpoint: the adapter under a ModelPatcher, the tuned part of CLIP and the LoRAs as plain tensors.
 
-    `hash` names the space its subjects live in: equal for the official folder and its .safetensors, whatever the dtype.
+    `hash` is a digest of all tensors, equal for the official folder and its .safetensors, whatever the dtype. It names
+    the space that its subjects live in, and begins with the hash that format version 1 gave (see `same_space`).
     """
 
     name: str
@@ -76,28 +58,37 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
     Raises CheckpointError naming the file, what is wrong with it and what to do.
     """
     path = Path(path)
-    tensors, metadata = (_read_official(path), {}) if path.is_dir() else _read_safetensors(path)
+    tensors, metadata = (read_official(path), {}) if path.is_dir() else read_safetensors(path)
     variants = [
         variant for variant, group in TOKENS_GROUP.items() if any(key.startswith(f"{group}.") for key in tensors)
     ]
     if len(variants) != 1:
         raise CheckpointError(f"'{path.name}' has no MM-Diff subject tokens: it is not an MM-Diff checkpoint")
     variant = variants[0]
-    groups = {group: _group(tensors, group) for group in ("vision", "text_lora", "unet_lora")}
-    modules = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in ADAPTER_GROUPS}
+    if unknown := sorted(key for key in tensors if key.split(".")[0] not in (*ADAPTER_GROUPS, *TENSOR_GROUPS)):
+        raise CheckpointError(f"'{path.name}' holds '{unknown[0][:100]}', which is no tensor of MM-Diff")
+    digest = digest_of(tensors)
+    if not digest.startswith(said := metadata.get("hash", "")):
+        raise CheckpointError(f"'{path.name}' is damaged: its tensors are not those that were saved (their digest)")
+    known_whole = said == digest
+    vision, text_lora, unet_lora = (_group(tensors, group) for group in TENSOR_GROUPS)
+    modules = _modules(tensors)
     try:
-        sizes = Sizes.from_tensors(modules, variant)
-        adapter = _build_adapter(sizes, variant, modules)
-        _check_unet_lora(groups["unet_lora"], sizes)
-    except (KeyError, ValueError, RuntimeError) as error:
+        sizes = read_sizes(modules, variant)
+        check_unet_lora(unet_lora, sizes, known_whole)
+        check_text_lora(text_lora, sizes)
+        check_vision(vision, known_whole)
+    except ValueError as error:
         raise CheckpointError(f"'{path.name}' is an incomplete or damaged MM-Diff checkpoint: {error}") from error
     return Checkpoint(
         path.stem,
         variant,
         sizes,
-        fingerprint(modules),
-        adapter,
-        **groups,
+        digest,
+        _build_adapter(sizes, variant, modules),
+        vision,
+        text_lora,
+        unet_lora,
         text_encoder_2_lora=text_encoder_2_lora or metadata.get("text_encoder_2_lora") == "true",
     )
 
@@ -111,15 +102,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
 
 def describe(variant: str, sizes: Sizes, tensors: dict[str, Tensor], text_encoder_2_lora: bool) -> dict[str, str]:
     """The metadata of a .safetensors checkpoint with tensors under their readable names."""
-    modules = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in ADAPTER_GROUPS}
-    return {
-        "format": "mmdiff",
-        "format_version": FORMAT_VERSION,
-        "variant": variant,
-        "sizes": json.dumps(sizes.as_dict()),
-        "hash": fingerprint(modules),
-        "text_encoder_2_lora": json.dumps(text_encoder_2_lora),
-    }
+    return metadata_of(variant, sizes.as_dict(), digest_of(tensors), text_encoder_2_lora)
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """32 hex digits of tensors under their readable names: those of format version 1, then those of all tensors."""
+    return fingerprint(_modules(tensors)) + whole_fingerprint(tensors)
+
+
+def same_space(one: str, other: str) -> bool:
+    """Whether subjects of two spaces go together: `Checkpoint.hash` as it is now, or its beginning from version 1."""
+    return min(len(one), len(other)) >= LENGTH and (one.startswith(other) or other.startswith(one))
 
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -130,60 +123,12 @@ def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path
         raise OSError(f"could not write '{path}': {error}") from error
 
 
-def fingerprint(modules: dict[str, Tensor]) -> str:
-    """16 hex digits of the one-dimensional tensors, the same in any precision from half on."""
-    digest = hashlib.sha256()
-    for key in sorted(key for key, tensor in modules.items() if tensor.ndim == 1):
-        digest.update(key.encode())
-        digest.update(modules[key].to(torch.float16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _read_official(folder: Path) -> dict[str, Tensor]:
-    missing = [name for name in OFFICIAL_FILES if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"The folder '{folder.name}' lacks {', '.join(missing)}")
-    unet, text, custom = (_read_bin(folder / name) for name in OFFICIAL_FILES)
-    for group, state in custom.items():
-        if not isinstance(state, dict) or group not in OFFICIAL_GROUPS:
-            raise CheckpointError(f"'{CUSTOM_FILE}' holds an unknown group '{group}'")
-    if absent := sorted(OFFICIAL_GROUPS.keys() - custom.keys()):
-        raise CheckpointError(f"'{CUSTOM_FILE}' lacks the group '{absent[0]}'")
-    try:
-        groups = {OFFICIAL_GROUPS[group]: state for group, state in custom.items()}
-        groups |= {"unet_lora": name_unet_lora(unet), "text_lora": name_text_lora(text)}
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"The LoRAs in '{folder.name}' are not MM-Diff's: {error}") from error
-    return {f"{group}.{key}": tensor for group, state in groups.items() for key, tensor in state.items()}
-
-
-def _read_bin(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"'{path.name}' holds something other than plain tensors and was not opened") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"'{path.name}' is truncated or not a PyTorch file") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"'{path.name}' is not a dictionary of tensors")
-    return state
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path.name}' is truncated or not a .safetensors file") from error
-    if (version := metadata.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
-        problem = f"'{path.name}' has format version {version}, this pack reads {FORMAT_VERSION}"
-        raise CheckpointError(problem, "Update the pack")
-    return tensors, metadata
-
-
 def _group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{group}."): tensor for key, tensor in tensors.items() if key.startswith(f"{group}.")}
+
+
+def _modules(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in ADAPTER_GROUPS}
 
 
 def _build_adapter(sizes: Sizes, variant: str, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
@@ -192,6 +137,7 @@ def _build_adapter(sizes: Sizes, variant: str, tensors: dict[str, Tensor]) -> co
     adapter = (
         Adapter(sizes, variant, comfy.ops.manual_cast, dtype=dtype, device=offload_device).eval().requires_grad_(False)
     )
+    adapter.fuses = any(bool(tensors[f"text_fusion_{number}.fc2.weight"].any()) for number in (1, 2))
     patcher = comfy.model_patcher.CoreModelPatcher(
         adapter, load_device=comfy.model_management.text_encoder_device(), offload_device=offload_device
     )
@@ -199,20 +145,8 @@ def _build_adapter(sizes: Sizes, variant: str, tensors: dict[str, Tensor]) -> co
     return patcher
 
 
-def _check_unet_lora(unet_lora: dict[str, Tensor], sizes: Sizes) -> None:
-    attentions = {key.split(".processor.")[0] for key in unet_lora}
-    if not attentions:
-        raise ValueError("it has no UNet LoRA")
-    for attention in sorted(attentions):
-        image = ("to_k_lora_image", "to_v_lora_image") if attention.endswith("attn2") else ()
-        for lora in ("to_q_lora", "to_k_lora", "to_v_lora", "to_out_lora", *image):
-            down = unet_lora[f"{attention}.processor.{lora}.down.weight"]
-            up = unet_lora[f"{attention}.processor.{lora}.up.weight"]
-            if down.shape[0] != up.shape[1] or (lora in image and down.shape[1] != sizes.context_dim):
-                raise ValueError(f"'{attention}.{lora}' has the wrong shape {tuple(down.shape)}, {tuple(up.shape)}")
-
-
 __all__ = [
+    "OFFICIAL_FILES",
     "PORTRAIT",
     "SUBJECT",
     "Checkpoint",
@@ -220,6 +154,7 @@ __all__ = [
     "describe",
     "fingerprint",
     "load_checkpoint",
+    "same_space",
     "save_checkpoint",
     "write_safetensors",
 ]

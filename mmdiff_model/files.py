@@ -1,16 +1,102 @@
-"""Files that are replaced as a whole: a crash or a full disk leaves the old one or the new, never a part."""
+"""Files that are replaced as a whole: a crash, a full disk or another writer leaves the old one or the new.
+
+A file is written in a hidden folder of its own beside its place. Writers hold a shared lock of the place's folder, so
+whoever gets it alone knows that the hidden folders there were left by killed processes.
+"""
 
 import os
-from collections.abc import Callable
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{12}\.partial|\..+\.(safetensors|pt|json|csv)\.partial")  # now, and once
+LOCK_FILE = "training.lock"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """write(partial) makes a hidden file beside `path` that then takes its place; what it raises leaves none behind."""
+    """write(partial) makes a file that is flushed to the disk and then takes the place of `path`, with the rights that
+    the umask gives; what it raises leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    with writing_in(path.parent):
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+        folder.mkdir()
+        try:
+            partial = folder / "partial"
+            partial.touch()
+            mode = partial.stat().st_mode
+            write(partial)
+            partial.chmod(mode)  # safetensors takes away the rights of others
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        flush_folder(path.parent)
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Says that a file is being written in a folder; where nobody else says so, sweeps what killed writers left."""
+    if os.name == "nt":  # cannot lock folders: what is left there stays
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        write(partial)
-        os.replace(partial, path)
+        with suppress(OSError):  # another writer, or a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            sweep(folder)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        if not PARTIAL.fullmatch(entry.name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes a rename in it survive a power cut; Windows has no such call."""
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def lock_training(folder: Path) -> Callable[[], None]:
+    """Takes a training's folder for this process -> what gives it back; the end of the process does so too.
+
+    Raises ValueError where another training has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK_FILE).open("ab")
+    try:
+        if os.name == "nt":
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise ValueError(
+            f"{folder}: another training is at work in this folder. Wait until it ends, stop it, or choose another "
+            "folder."
+        ) from error
+    return file.close

@@ -5,6 +5,7 @@ in any layout that diffusers 0.21 reads. Both are given one name here, the one t
 """
 
 import re
+from collections.abc import Iterator
 from itertools import groupby
 
 import comfy.lora
@@ -15,13 +16,19 @@ LAYERS_PER_BLOCK = 2
 FIRST_ATTENTION_BLOCK = 1
 IMAGE_LORAS = ("to_k_lora_image", "to_v_lora_image")
 
+BLOCK_NAME = re.compile(
+    r"(?:(?P<side>down|up)_blocks\.(?P<block>[0-9]{1,4})|mid_block)\.attentions\.[0-9]"
+    r"\.transformer_blocks\.(?P<number>[0-9]{1,4})"
+)
+OFFICIAL_UNET_KEY = re.compile(r"[0-9]{1,4}\.[a-z_]+\.(?:down|up)\.weight")
+
 TEXT_MODULES = r"(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])"
 KOHYA_KEY = re.compile(
-    rf"lora_te(1|2)_text_model_encoder_layers_(\d+)_{TEXT_MODULES}\.(lora_down\.weight|lora_up\.weight|alpha)"
+    rf"lora_te(1|2)_text_model_encoder_layers_([0-9]{{1,4}})_{TEXT_MODULES}\.(lora_down\.weight|lora_up\.weight|alpha)"
 )
 OLD_DIFFUSERS_KEY = re.compile(r"(.+\.self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 DIFFUSERS_KEY = re.compile(
-    r"text_encoder(?:_2)?\.text_model\.encoder\.layers\.\d+\.(?:self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12])"
+    r"text_encoder(?:_2)?\.text_model\.encoder\.layers\.[0-9]{1,4}\.(?:self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12])"
     r"\.(?:lora_linear_layer\.(?:down|up)\.weight|alpha)"
 )
 
@@ -34,38 +41,69 @@ def attention_names(widths: list[int]) -> list[str]:
     """
     runs = [(width, len(list(run))) for width, run in groupby(widths)]
     levels = len(runs) // 2
-    down = [count // LAYERS_PER_BLOCK for _, count in runs[: levels - 1]]
+    depths = [count // LAYERS_PER_BLOCK for _, count in runs[: levels - 1]]
     if levels == 0 or runs[levels - 1][1] % (2 * LAYERS_PER_BLOCK + 1):
         raise ValueError(f"attention widths {runs} are not those of an SDXL UNet")
-    down.append(runs[levels - 1][1] // (2 * LAYERS_PER_BLOCK + 1))
-    names = []
-    for level, depth in enumerate(down):
-        block = FIRST_ATTENTION_BLOCK + level
-        names += [
-            f"down_blocks.{block}.attentions.{a}.transformer_blocks.{t}"
-            for a in range(LAYERS_PER_BLOCK)
-            for t in range(depth)
-        ]
-    for level, depth in enumerate(reversed(down)):
-        names += [
-            f"up_blocks.{level}.attentions.{a}.transformer_blocks.{t}"
-            for a in range(LAYERS_PER_BLOCK + 1)
-            for t in range(depth)
-        ]
-    names += [f"mid_block.attentions.0.transformer_blocks.{t}" for t in range(runs[-1][1])]
+    depths.append(runs[levels - 1][1] // (2 * LAYERS_PER_BLOCK + 1))
+    names = list(names_of_depths(depths, runs[-1][1]))
     if len(names) != len(widths):
         raise ValueError(f"attention widths {runs} are not those of an SDXL UNet")
     return names
 
 
+def names_of_depths(depths: list[int], middle: int) -> Iterator[str]:
+    """Names of the transformer blocks of an SDXL-shaped UNet, by their number in each attention of a level."""
+    levels = list(enumerate(depths))
+    down = [(f"down_blocks.{FIRST_ATTENTION_BLOCK + level}", LAYERS_PER_BLOCK, depth) for level, depth in levels]
+    up = [(f"up_blocks.{len(depths) - 1 - level}", LAYERS_PER_BLOCK + 1, depth) for level, depth in reversed(levels)]
+    return (
+        f"{block}.attentions.{attention}.transformer_blocks.{number}"
+        for block, attentions, depth in (*down, *up, ("mid_block", 1, middle))
+        for attention in range(attentions)
+        for number in range(depth)
+    )
+
+
+def check_attentions(found: set[str]) -> None:
+    """Raises ValueError unless these are the blocks of an SDXL-shaped UNet that is as deep as the deepest of them."""
+    places = []
+    for name in sorted(found):
+        match = BLOCK_NAME.fullmatch(name)
+        if not match or max(int(match["number"]), int(match["block"] or 0)) > len(found):
+            raise ValueError(f"'{name[:100]}' is not an attention of an SDXL UNet")
+        places.append((match["side"], int(match["block"] or 0), int(match["number"]) + 1))
+    levels = max((block + (side == "up") for side, block, _ in places), default=0)
+    depths, middle = [1] * levels, 1
+    for side, block, depth in places:
+        level = block - FIRST_ATTENTION_BLOCK if side == "down" else levels - 1 - block
+        if side is None:
+            middle = max(middle, depth)
+        elif level >= 0:
+            depths[level] = max(depths[level], depth)
+    if missing := next((name for name in names_of_depths(depths, middle) if name not in found), None):
+        raise ValueError(f"the UNet LoRA is incomplete, '{missing}' is missing")
+    if extra := sorted(found.difference(names_of_depths(depths, middle))):
+        raise ValueError(f"'{extra[0]}' is not an attention of an SDXL UNet")
+
+
 def name_unet_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`<i>.to_q_lora...` of unet_adapter_weights.bin -> `<diffusers attention>.processor.to_q_lora...`."""
+    """`<i>.to_q_lora...` of unet_adapter_weights.bin -> `<diffusers attention>.processor.to_q_lora...`.
+
+    Raises ValueError on other keys, and where an attention is missing.
+    """
+    if strange := [key for key in official if not OFFICIAL_UNET_KEY.fullmatch(key)]:
+        raise ValueError(f"'{strange[0][:100]}' is not a key of a UNet LoRA")
     pairs = len({key.split(".")[0] for key in official}) // 2
-    names = attention_names([official[f"{2 * i}.to_q_lora.up.weight"].shape[0] for i in range(pairs)])
+    queries = [f"{2 * pair}.to_q_lora.up.weight" for pair in range(pairs)]
+    if missing := [key for key in queries if key not in official]:
+        raise ValueError(f"the UNet LoRA is incomplete, '{missing[0]}' is missing")
+    names = attention_names([official[key].shape[0] for key in queries])
     named = {}
     for key, tensor in official.items():
         index, rest = key.split(".", 1)
         pair, is_cross = divmod(int(index), 2)
+        if pair >= pairs:
+            raise ValueError(f"the UNet LoRA is incomplete, it has an attention {index} of {2 * pairs}")
         named[f"{names[pair]}.attn{is_cross + 1}.processor.{rest}"] = tensor
     return named
 
@@ -73,7 +111,7 @@ def name_unet_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
 def name_text_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """Any layout of text_encoder_adapter_weights.bin -> `text_encoder[_2].text_model....lora_linear_layer.down.weight`.
 
-    Raises ValueError on a key of no known layout and on a layer with only a part of its projections.
+    Raises ValueError on a key of no known layout, on two for one tensor, and where a layer or a part of one is missing.
     """
     named = {}
     for key, tensor in official.items():
@@ -85,14 +123,16 @@ def name_text_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
         elif old := OLD_DIFFUSERS_KEY.fullmatch(key):
             key = "{}.{}_proj.lora_linear_layer.{}.weight".format(*old.groups())
         if not DIFFUSERS_KEY.fullmatch(key):
-            raise ValueError(f"'{key}' is not a key of a text encoder LoRA")
+            raise ValueError(f"'{key[:100]}' is not a key of a text encoder LoRA")
+        if key in named:
+            raise ValueError(f"'{key}' is there twice, in two layouts")
         named[key] = tensor
     for encoder in ("text_encoder", "text_encoder_2"):
         prefix = f"{encoder}.text_model.encoder.layers."
         layers = {int(key.removeprefix(prefix).split(".")[0]) for key in named if key.startswith(prefix)}
         wanted = {
             f"{prefix}{layer}.self_attn.{p}_proj.lora_linear_layer.{side}.weight"
-            for layer in range(max(layers, default=-1) + 1)
+            for layer in range(len(layers))
             for p in ("q", "k", "v", "out")
             for side in ("down", "up")
         }

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 
 
 def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> None:
-    """Raises ValueError unless this CLIP's patch and CLS sizes are the checkpoint's (ViT-L/14: 1024 and 768)."""
+    """Raises ValueError unless this CLIP's sizes are the checkpoint's (ViT-L/14: 1024 and 768), and so its layers."""
     width, projection = clip_vision.config.get("hidden_size"), clip_vision.config.get("projection_dim")
     wanted = (checkpoint.sizes.patch_dim, checkpoint.sizes.cls_dim)
     if (width, projection) != wanted:
@@ -23,6 +23,13 @@ def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> N
             f"{wanted[0]} and {wanted[1]}. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision "
             "loader."
         )
+    shapes = {key: weight.shape for key, weight in clip_vision.model.state_dict().items()}
+    for key, weight in checkpoint.vision.items():
+        if shapes.get(key) != weight.shape:
+            raise ValueError(
+                f"clip_vision: the checkpoint '{checkpoint.name}' tunes '{key}' of shape {tuple(weight.shape)}, which "
+                "this model lacks. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision loader."
+            )
 
 
 def pad_to_square(photo: Tensor, fill: float = 0.0) -> Tensor:

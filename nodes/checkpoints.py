@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..mmdiff_model.checkpoint import OFFICIAL_FILES, load_checkpoint, save_checkpoint
-from .folders import find, new_file, register
+from .folders import find, new_file, register, state_of
 from .sockets import MMDiff, mmdiff_input
 
 FOLDER = register("mmdiff", ".safetensors", ".bin")
@@ -52,6 +52,10 @@ class MMDiffLoader(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, text_encoder_2_lora: bool) -> io.NodeOutput:
         return io.NodeOutput(load_checkpoint(find(FOLDER, checkpoint, "checkpoint"), text_encoder_2_lora))
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None, text_encoder_2_lora: bool) -> str:
+        return state_of(FOLDER, checkpoint, "checkpoint")
 
 
 class MMDiffSaveCheckpoint(io.ComfyNode):

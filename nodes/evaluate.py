@@ -1,5 +1,6 @@
 """Scores of generated pictures: do they follow the prompt, and are they of the subjects?"""
 
+import re
 from pathlib import Path
 
 import comfy.utils
@@ -11,7 +12,7 @@ from ..mmdiff_model.evaluation.encoders import load_clip, load_dino
 from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces
 from ..mmdiff_model.evaluation.picture import draw_report
 from ..mmdiff_model.evaluation.similarity import evaluate, plain_prompt
-from .folders import find, register
+from .folders import find, plain_name, register
 from .images import photos_from
 from .sockets import FACE_SOCKETS, MAX_SUBJECTS
 
@@ -96,6 +97,7 @@ class MMDiffEvaluate(io.ComfyNode):
         filename_prefix: str,
         face_analysis=None,
     ) -> io.NodeOutput:
+        check_prefix(filename_prefix)
         pictures = photos_from(images)
         subjects = connected_photos(references)
         check_choice(prompt, bool(subjects), clip_model, dino_model, face_analysis is not None)
@@ -104,12 +106,25 @@ class MMDiffEvaluate(io.ComfyNode):
         faces = None if face_analysis is None else face_matcher(face_analysis, subjects)
         steps = comfy.utils.ProgressBar(sum(model is not None for model in (clip, dino)) + len(pictures) * bool(faces))
         report = evaluate(pictures, prompt, list(subjects.values()), clip, dino, faces, lambda: steps.update(1))
-        folder, name, counter, *_ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), *images.shape[2:0:-1]
-        )
-        report.save(Path(folder) / f"{name}_{counter:05}_.json")
+        report.save(report_path(filename_prefix, *images.shape[2:0:-1]))
         sheet = draw_report(report, pictures, list(subjects.values()))[None]
         return io.NodeOutput(report.table(), sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def check_prefix(prefix: str) -> None:
+    """Raises ValueError unless the prefix's folders and its name are plain names, but for their %date% parts."""
+    for part in re.sub(r"%[\w:. -]{1,40}%", lambda date: "x" * len(date[0]), prefix).replace("\\", "/").split("/"):
+        plain_name("filename_prefix", part)
+
+
+def report_path(prefix: str, width: int, height: int) -> Path:
+    """A new .json in the output folder. Raises ValueError where the prefix's folder cannot be made."""
+    try:
+        output = folder_paths.get_output_directory()
+        folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, output, width, height)
+    except OSError as error:
+        raise ValueError(f"filename_prefix: '{prefix}' cannot be written ({error}). Choose another.") from error
+    return Path(folder) / f"{name}_{counter:05}_.json"
 
 
 def connected_photos(references: dict[str, Tensor | None]) -> dict[str, list[Tensor]]:

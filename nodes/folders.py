@@ -1,8 +1,37 @@
-"""The pack's model folders: models/mmdiff for checkpoints, models/mmdiff_subjects for subject files."""
+"""The pack's model folders, models/mmdiff for checkpoints and models/mmdiff_subjects for subject files, and the names
+that a user may give to something in them."""
 
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
+
+LONGEST_NAME = 200  # bytes: endings and a hidden folder's name still fit into the 255 that file systems allow
+PLAIN = "Use letters, digits, spaces, '.', '-' and '_', at most 200 bytes, and no name that Windows keeps for a device."
+PORTS = {f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789\xb9\xb2\xb3"}
+DEVICES = {"CON", "PRN", "AUX", "NUL", *PORTS}
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is as PLAIN says, with letters of any script, and the same file on every system."""
+    characters = all(character in " .-_" or unicodedata.category(character)[0] in "LMN" for character in name)
+    if not characters or not 0 < len(name.encode()) <= LONGEST_NAME:
+        return False
+    edges = name.startswith((".", " ")) or name.endswith((".", " "))
+    return not edges and ".." not in name and name.split(".")[0].rstrip().upper() not in DEVICES
+
+
+def plain_name(source: str, name: str, problem: str = "is not a plain file name") -> str:
+    """The name without spaces around it. Raises ValueError naming the input `source`."""
+    if not is_plain(stripped := name.strip()):
+        raise ValueError(f"{source}: '{shown(name)}' {problem}. {PLAIN}")
+    return stripped
+
+
+def shown(name: str) -> str:
+    """A name from outside, short enough for a message and without characters that cannot be printed."""
+    printable = "".join(character if character.isprintable() else "?" for character in name[:100])
+    return printable + "..." * (len(name) > 100)
 
 
 def register(folder: str, *extensions: str) -> str:
@@ -15,21 +44,38 @@ def register(folder: str, *extensions: str) -> str:
 def find(folder: str, name: str, source: str) -> Path:
     """Full path of a file or folder in a registered folder. Raises FileNotFoundError naming the input `source`."""
     roots = folder_paths.get_folder_paths(folder)
-    for path in (Path(root) / name for root in roots):
-        if path.exists():
-            return path
-    raise FileNotFoundError(
-        f"{source}: '{name}' is no longer in {', '.join(roots)}. Put it back or choose another, then refresh the node "
-        "definitions (R)."
+    leads_out = any(
+        kind(name).is_absolute() or kind(name).drive or ".." in kind(name).parts
+        for kind in (PurePosixPath, PureWindowsPath)
     )
+    for path in (Path(root) / name for root in roots if not leads_out):
+        try:
+            if path.exists():
+                return path
+        except (OSError, ValueError):  # a name that no file can have
+            break
+    raise FileNotFoundError(
+        f"{source}: '{shown(name)}' is no longer in {', '.join(roots)}. Put it back or choose another, then refresh "
+        "the node definitions (R)."
+    )
+
+
+def state_of(folder: str, name: str | None, source: str) -> str:
+    """When a file, or the files of a folder, were written, and their sizes: another after a change.
+
+    name: None where it comes over a link, whose change ComfyUI sees by itself.
+    """
+    if name is None:
+        return ""
+    path = find(folder, name, source)
+    stats = [(file.name, file.stat()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return " ".join(f"{name} {stat.st_mtime_ns} {stat.st_size} {stat.st_ino}" for name, stat in stats)
 
 
 def new_file(folder: str, filename: str, overwrite: bool = False) -> Path:
     """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError."""
     root = Path(folder_paths.get_folder_paths(folder)[0])
-    path = root / f"{filename.strip().removesuffix('.safetensors')}.safetensors"
-    if path.stem.startswith(".") or path.name == ".safetensors" or path.parent.resolve() != root.resolve():
-        raise ValueError(f"filename: '{filename}' is not a plain file name. Use letters, digits, '-' and '_'.")
+    path = root / f"{plain_name('filename', filename.strip().removesuffix('.safetensors'))}.safetensors"
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"filename: '{path.name}' is already in {root}. Choose another name, or delete or overwrite that file."

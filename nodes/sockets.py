@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..mmdiff_model.checkpoint import Checkpoint
+from ..mmdiff_model.checkpoint import Checkpoint, same_space
 from ..mmdiff_model.subject import Subject
 
 MMDiff = io.Custom("MMDIFF")
@@ -33,22 +33,29 @@ def subjects_input(minimum: int = 1) -> io.Input:
 def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoint | None = None) -> list[Subject]:
     """The connected subjects in the order of their sockets.
 
-    Raises ValueError without any, with one of another checkpoint's space, or with a name used twice.
+    Raises ValueError without any, with one of another checkpoint's space or sizes, or with a name used twice.
     """
     connected = {name: subject for name, subject in subjects.items() if subject is not None}
     if not connected:
         raise ValueError("subjects: no subject is connected. Connect the output of Encode MM-Diff Subject.")
     first = next(iter(connected.values()))
     owner, variant, space = ("first subject", first.variant, first.space)
+    wanted = (*first.cls.shape, *first.tokens.shape[1:])
     if checkpoint is not None:
+        wanted = (checkpoint.sizes.cls_dim, checkpoint.sizes.num_tokens, checkpoint.sizes.context_dim)
         owner, variant, space = (f"checkpoint '{checkpoint.name}'", checkpoint.variant, checkpoint.hash)
     seen = set()
     for name, subject in connected.items():
-        if (subject.variant, subject.space) != (variant, space):
+        if subject.variant != variant or not same_space(subject.space, space):
             raise ValueError(
                 f"subjects.{name}: this subject was made with another checkpoint ({subject.variant}, "
                 f"{subject.space}) than the {owner} ({variant}, {space}). Encode its photos again with the "
                 "checkpoint in use."
+            )
+        shape = (*subject.cls.shape, *subject.tokens.shape[1:])
+        if shape != wanted:
+            raise ValueError(
+                f"subjects.{name}: this subject has the sizes {shape}, the {owner} {wanted}. Encode its photos again."
             )
         if subject.name and subject.name in seen:
             raise ValueError(

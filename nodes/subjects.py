@@ -1,14 +1,13 @@
 """Where and how strongly a subject acts, and subjects as files."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
 
 from ..mmdiff_model.subject_file import load_subject, save_subject
 from .apply import check_range, range_inputs
-from .folders import new_file, register
+from .folders import find, new_file, plain_name, register, state_of
 from .images import check_mask
 from .sockets import MMDiffSubject
 
@@ -63,9 +62,7 @@ class MMDiffSubjectRegion(io.ComfyNode):
         cls, subject, strength: float, name: str, start_percent: float, end_percent: float, mask=None
     ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
-        name = name.strip()
-        if any(char in name for char in "|<>"):
-            raise ValueError(f"name: '{name}' cannot stand in a trigger. Use letters, digits, spaces, '-' and '_'.")
+        name = plain_name("name", name, "cannot stand in a trigger") if name.strip() else ""
         if mask is not None:
             mask = check_mask("mask", mask)
             if len(mask) > 1:
@@ -137,10 +134,10 @@ class MMDiffLoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        subject = load_subject(Path(folder_paths.get_full_path_or_raise(FOLDER, file)))
+        subject = load_subject(find(FOLDER, file, "file"))
         shown = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)
         return io.NodeOutput(subject, ui=shown)
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> float:
-        return Path(folder_paths.get_full_path_or_raise(FOLDER, file)).stat().st_mtime
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        return state_of(FOLDER, file, "file")

@@ -1,5 +1,6 @@
 """Training in a graph: a data folder becomes an MM-Diff checkpoint of the connected base."""
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_model.adapter import PORTRAIT, SUBJECT
 from ..mmdiff_model.checkpoint import load_checkpoint
+from .folders import plain_name, shown
 from .sockets import FACE_SOCKETS, MMDiff
 
 FOLDER = "mmdiff_training"
@@ -115,10 +117,11 @@ class MMDiffTrain(io.ComfyNode):
         device = comfy.model_management.get_torch_device()
         settings = settings_of(output_folder(name), device, **options)
         records = Records.open([data_path(data)])
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), ExitStack() as at_the_end:
             find_face = face_finder(face_analysis, settings.variant)
             base = copy_base(model, clip, vae, clip_vision, settings.plan.dtype, find_face)
             session = Session(settings, base, records, Processes(device))
+            at_the_end.callback(session.close)
             before = session.loop.step
             log = CsvLog(settings.output, before)
             losses = log.losses()
@@ -191,18 +194,24 @@ def precision_on(device: torch.device) -> str:
 def output_folder(name: str) -> Path:
     """The folder of a training. Raises ValueError on a name that leads elsewhere."""
     root = Path(folder_paths.get_output_directory()) / FOLDER
-    if not name.strip() or (root / name.strip()).resolve().parent != root.resolve():
-        raise ValueError(f"name: '{name}' is not a plain folder name. Use letters, digits, '-' and '_'.")
-    return root / name.strip()
+    return root / plain_name("name", name, "is not a plain folder name")
 
 
 def data_path(data: str) -> Path:
-    """A full path, or one below the input folder. Raises ValueError where nothing is given."""
+    """A full path, or one below the input folder. Raises ValueError where nothing is given or can be there."""
     if not data.strip():
         raise ValueError(
             "data: it is empty. Name a folder or a .tar of annotated pictures; the help page has the format."
         )
-    return Path(folder_paths.get_input_directory()) / Path(data.strip()).expanduser()
+    try:
+        path = Path(folder_paths.get_input_directory()) / Path(data.strip()).expanduser()
+        path.lstat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError) as error:
+        problem = f"data: '{shown(data)}' cannot be the place of anything ({error})"
+        raise ValueError(f"{problem}. Name a folder or a .tar of annotated pictures.") from error
+    return path
 
 
 def face_finder(face_analysis, variant: str):

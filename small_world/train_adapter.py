@@ -106,6 +106,7 @@ def train_variant(folder: Path, output: Path, name: str, steps: int, prepared: P
     log = Log(name, session.loop.step, steps)
     with signals() as stop:
         finished = session.run(stop, log.write)
+    session.close()
     logging.info("%s: %s", name, session.checkpoint)
     return finished
 

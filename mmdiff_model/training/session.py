@@ -13,6 +13,7 @@ from comfy.sd import CLIP, VAE
 from torch import nn
 
 from ..checkpoint import fingerprint, write_safetensors
+from ..files import lock_training
 from .checkpointing import checkpoint_blocks
 from .config import Settings
 from .dataset import Examples
@@ -50,11 +51,22 @@ class BaseModels:
 class Session:
     """One process's side of a training. It goes on from the state in `settings.output`, where there is one.
 
-    Raises StateError where that is another training's.
+    Until it is closed no other training can use that folder. Raises StateError where the state is another training's,
+    ValueError where another training is at work there.
     """
 
     def __init__(self, settings: Settings, base: BaseModels, records: Records, processes: Processes):
         self.settings, self.base, self.processes = settings, base, processes
+        self.undo = [lock_training(settings.output)] if processes.rank == 0 else []
+        try:
+            self.start(records)
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, records: Records) -> None:
+        """Makes what is trained, its examples and its loss, and reads the state."""
+        settings, base, processes = self.settings, self.base, self.processes
         base.to(processes.device)
         torch.manual_seed(settings.seed)
         model, clip, clip_vision, variant = base.model.model, base.clip, base.clip_vision, settings.variant
@@ -63,7 +75,7 @@ class Session:
         prepare = Preparation(model, clip, base.vae, clip_vision, variant, settings.data.size, base.find_face)
         self.examples = Examples(records, prepare, settings.drops, settings.seed, settings.data.cache)
         self.objective = Objective(base.model, clip, clip_vision, self.trainable, settings.losses, prepare.empty)
-        self.undo = [self.objective.close]
+        self.undo.append(self.objective.close)
         if settings.gradient_checkpointing:
             self.undo.append(checkpoint_blocks(base.model.model.diffusion_model))
         state = State(settings.output / STATE_FILE, identity(settings, base, processes))
@@ -105,8 +117,8 @@ class Session:
         self.objective.open()
 
     def close(self) -> None:
-        """Leaves the base as it was."""
-        for undo in self.undo:
+        """Leaves the base as it was, and the folder to others."""
+        for undo in reversed(self.undo):
             undo()
 
 

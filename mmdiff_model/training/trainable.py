@@ -40,7 +40,8 @@ class Shape:
 
 
 class Trainable(nn.Module):
-    """Every trained module. `parts` are trained; the others stay at zero effect, for ablations.
+    """Every trained module. `parts` are trained; the others have no effect, for ablations: training leaves them out,
+    and a checkpoint has zeros in their place.
 
     background: tokens of the `masked` constraint, which no checkpoint holds.
     """
@@ -75,21 +76,30 @@ class Trainable(nn.Module):
 
     def freeze_other_parts(self) -> None:
         """Only `parts` get gradients; a refiner that is not trained adds nothing."""
-        tokens = self.adapter.subject_tokens
-        refiner = tokens.refiner
-        of_part = {
-            TEXT_FUSION: [self.adapter.cls_head, self.adapter.text_fusion_1, self.adapter.text_fusion_2],
-            IMAGE_BRANCH: [tokens.proj, tokens.layer_norm, self.image_lora],
-            REFINER: [refiner],
-            LORA: [self.unet_lora, self.text_lora],
-            VISION: [self.vision],
-        }
-        for part, modules in of_part.items():
+        for part, modules in self.modules_of_parts.items():
             for module in modules:
                 module.requires_grad_(part in self.parts)
         if REFINER not in self.parts:
-            nn.init.zeros_(refiner.norm_out.weight)
+            nn.init.zeros_(self.adapter.subject_tokens.refiner.norm_out.weight)
         self.background.requires_grad_(IMAGE_BRANCH in self.parts)
+
+    @property
+    def modules_of_parts(self) -> dict[Part, list[nn.Module]]:
+        tokens = self.adapter.subject_tokens
+        return {
+            TEXT_FUSION: [self.adapter.cls_head, self.adapter.text_fusion_1, self.adapter.text_fusion_2],
+            IMAGE_BRANCH: [tokens.proj, tokens.layer_norm, self.image_lora],
+            REFINER: [tokens.refiner],
+            LORA: [self.unet_lora, self.text_lora],
+            VISION: [self.vision],
+        }
+
+    def silent_parameters(self) -> set[int]:
+        """Identities of the parameters of parts that have no effect; without the image branch the refiner has none."""
+        parts = {TEXT_FUSION, IMAGE_BRANCH, REFINER}.difference(self.parts)
+        parts |= {REFINER} if IMAGE_BRANCH in parts else set()
+        modules = [module for part in parts for module in self.modules_of_parts[part]]
+        return {id(parameter) for module in modules for parameter in module.parameters()}
 
     @property
     def cross_attentions(self) -> dict[str, str]:
@@ -112,6 +122,8 @@ class Trainable(nn.Module):
         weights: other values of this module's parameters by name, such as their moving averages.
         """
         values = {**dict(self.named_parameters()), **(weights or {})}
+        silent = self.silent_parameters()
+        values |= {name: torch.zeros_like(value) for name, value in self.named_parameters() if id(value) in silent}
         adapter = {
             key.removeprefix("adapter."): value.detach().cpu()
             for key, value in values.items()
