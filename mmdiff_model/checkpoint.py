@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import comfy.model_management
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from .adapter import PORTRAIT, SUBJECT, TOKENS_GROUP, Adapter, Sizes
 from .files import write_whole
-from .lora import name_text_lora, name_unet_lora
+from .lora import digest_tensors, name_text_lora, name_unet_lora
 
 UNET_FILE, TEXT_FILE, CUSTOM_FILE = "unet_adapter_weights.bin", "text_encoder_adapter_weights.bin", "custom_weights.bin"
 OFFICIAL_FILES = (UNET_FILE, TEXT_FILE, CUSTOM_FILE)
@@ -60,6 +61,17 @@ class Checkpoint:
     text_lora: dict[str, Tensor]
     unet_lora: dict[str, Tensor]
     text_encoder_2_lora: bool = False
+
+    @cached_property
+    def lora_digest(self) -> str:
+        """Names the LoRAs bit by bit, unlike `hash`: what is merged into a model may stay while this is the same."""
+        return digest_tensors(
+            {
+                f"{encoder}{key}": tensor
+                for encoder, tensors in (("text ", self.text_lora), ("unet ", self.unet_lora))
+                for key, tensor in tensors.items()
+            }
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor under its readable name, as a .safetensors checkpoint holds it."""

@@ -16,12 +16,12 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
-from ..lora import unet_patches
+from ..lora import add_lora, unet_patches
 from ..schedule import Schedule, resolve_steps
 from ..subject import Subject
 from ..text import CLASS_WORDS
 from .attention import MultimodalCrossAttention
-from .projection import image_projections, project_tokens
+from .projection import Projected, SubjectProjections, image_projections
 from .routing import AUTO, MASKS, OFF, MaskRouting
 from .routing.auto import AttentionMaps, reading_blocks, separate
 from .step import Chunk, Step
@@ -65,7 +65,7 @@ def apply_subjects(
     if routing == OFF and any(subject.region is not None for subject in subjects):
         logger.warning("MM-Diff: subjects have regions, but routing is 'off' and ignores them. Choose 'masks'.")
     model = model.clone()
-    model.add_patches(patches)
+    add_lora(model, patches, checkpoint.lora_digest)
     model.add_wrapper_with_key(
         WrappersMP.SAMPLER_SAMPLE,
         WRAPPER_KEY,
@@ -111,7 +111,8 @@ class Run:
             [torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)]
         )
         projections = image_projections(model, plan.checkpoint.unet_lora)
-        self.projected = project_tokens(model, projections, torch.cat(tokens), scale)
+        self.projections = SubjectProjections(projections, torch.cat(tokens), scale)
+        self.projected = self.projections.of(model)
         self.lengths = [len(group) for group in tokens]
         self.ranges = [
             plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
@@ -148,12 +149,15 @@ class Run:
         ComfyUI's torch.compile guards every argument of the UNet but transformer_options. An argument that the UNet
         ignores, named after the call's layout, makes it trace another layout anew.
         """
-        step = self.step(transformer_options)
+        image = self.projections.of(executor.class_obj)
+        step = self.step(transformer_options, next(iter(image.values()))[0].device)
         transformer_options = {**transformer_options, "mmdiff": step}
+        if image is not self.projected:
+            transformer_options["patches_replace"] = with_image(transformer_options["patches_replace"], image)
         kwargs[f"mmdiff {step and step.layout}"] = None
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    def step(self, transformer_options: dict) -> Step | None:
+    def step(self, transformer_options: dict, device: torch.device) -> Step | None:
         """None where no subject acts at this sigma or no row is conditional."""
         sigma = float(transformer_options["sigmas"][0])
         acting = tuple(i for i, (first, last) in enumerate(self.ranges) if last < sigma <= first)
@@ -162,7 +166,6 @@ class Run:
             return None
         keys = None
         if len(acting) < len(self.lengths):
-            device = next(iter(self.projected.values()))[0].device
             kept = torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)])
             keys = kept.nonzero()[:, 0].to(device)
         # an attention couple runs prompts of its own in these rows, so the class words' positions do not hold there
@@ -190,6 +193,15 @@ class Run:
             return None
         maps = next(reversed(self.maps.maps.values()))
         return separate(maps.flatten(2)).view_as(maps).cpu()
+
+
+def with_image(replaces: dict[str, dict], image: Projected) -> dict[str, dict]:
+    """A call's replace patches with K and V of the weights that the call sees."""
+    attn2 = {
+        block: patch.with_image(image[block]) if isinstance(patch, MultimodalCrossAttention) else patch
+        for block, patch in replaces["attn2"].items()
+    }
+    return {**replaces, "attn2": attn2}
 
 
 def conditional(conds: dict[str, list[dict]]) -> tuple[dict[object, dict], dict[int, tuple]]:
