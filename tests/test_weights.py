@@ -296,7 +296,7 @@ def queue(tiny, checkpoint, subject, prompt: str, fuse_scale: float = 0.8):
 
 
 def test_an_edit_merges_nothing_again(tiny, checkpoint, anna, merged):
-    """The prompt, fuse_scale and subject change, the merged weights stay; the latents are those of newly merged ones."""
+    """The prompt, fuse_scale and subject change, the merged weights stay; latents are those of newly merged ones."""
     queue(tiny, checkpoint, anna, "a man<|subj|> dancing")
     merged.clear()
     edited = [

@@ -1,6 +1,6 @@
 """One sampling run with subjects: installs multimodal cross-attention for it and decides who acts when.
 
-The model carries its LoRAs as weight patches and one SAMPLER_SAMPLE wrapper, which is immutable. Keys and values of the
+The model carries its LoRAs as weight patches and wrappers around sampling, which are immutable. Keys and values of the
 subject tokens, and the attention patches that use them, belong to the run: clones share nothing, nothing stays behind.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..lora import add_lora, unet_patches
-from ..schedule import Schedule, resolve_steps
+from ..schedule import Schedule, keep_phases, resolve_steps, steps_before
 from ..subject import Subject
 from ..text import CLASS_WORDS
 from .attention import MultimodalCrossAttention
@@ -26,7 +26,7 @@ from .routing import AUTO, MASKS, OFF, MaskRouting
 from .routing.auto import AttentionMaps, reading_blocks, separate
 from .step import Chunk, Step
 
-WRAPPER_KEY = "mmdiff"
+WRAPPER_KEY, STEPS_BEFORE = "mmdiff", "mmdiff_steps_before"
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,14 @@ def apply_subjects(
         WRAPPER_KEY,
         SubjectSampling(checkpoint, tuple(subjects), fuse_scale, schedule or Schedule(), routing),
     )
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, count_steps)
     return model
+
+
+def count_steps(executor, noise: Tensor, latent: Tensor, sampler, sigmas: Tensor, *args, **kwargs):
+    """OUTER_SAMPLE wrapper: notes the steps that other samplers ran before, while the sigmas still tell (see there)."""
+    executor.class_obj.model_options["transformer_options"][STEPS_BEFORE] = steps_before(sigmas, noise)
+    return executor(noise, latent, sampler, sigmas, *args, **kwargs)
 
 
 class SubjectSampling:
@@ -92,9 +99,12 @@ class SubjectSampling:
         self.last_routing: Tensor | None = None
 
     def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
-        resolve_steps(guider.conds, sigmas)
-        run = Run(self, guider, sigmas, tuple(noise.shape[-2:]))
-        run.install(extra_args["model_options"]["transformer_options"])
+        transformer_options = extra_args["model_options"]["transformer_options"]
+        before = transformer_options.get(STEPS_BEFORE, 0)
+        resolve_steps(guider.conds, sigmas, before)
+        keep_phases(guider.conds, guider.inner_model.model_sampling)
+        run = Run(self, guider, sigmas, before, tuple(noise.shape[-2:]))
+        run.install(transformer_options)
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         self.last_routing = run.decided()
         return samples
@@ -103,7 +113,7 @@ class SubjectSampling:
 class Run:
     """What one sampling run needs: projected subject tokens, sigma ranges, the conditional conditionings."""
 
-    def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, latent: tuple[int, int]):
+    def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, before: int, latent: tuple[int, int]):
         model = guider.inner_model
         tokens = [subject.tokens.flatten(0, 1) for subject in plan.subjects]
         strengths = [plan.fuse_scale * subject.strength for subject in plan.subjects]
@@ -115,7 +125,7 @@ class Run:
         self.projected = self.projections.of(model)
         self.lengths = [len(group) for group in tokens]
         self.ranges = [
-            plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
+            plan.schedule.sigma_range(subject, model.model_sampling, sigmas, before) if strength else (0.0, 0.0)
             for subject, strength in zip(plan.subjects, strengths, strict=True)
         ]
         self.conditionings, self.class_words = conditional(guider.conds)
