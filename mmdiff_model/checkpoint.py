@@ -6,6 +6,7 @@ All sizes and the variant come from the tensors. Readable names are `cls_head.*`
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import comfy.model_management
@@ -20,6 +21,7 @@ from .checkpoint_files import OFFICIAL_FILES, CheckpointError, metadata_of, read
 from .completeness import check_text_lora, check_unet_lora, check_vision, read_sizes
 from .digest import LENGTH, fingerprint, whole_fingerprint
 from .files import write_whole
+from .lora import digest_tensors
 
 TENSOR_GROUPS = ("vision", "text_lora", "unet_lora")
 ADAPTER_GROUPS = ("cls_head", "text_fusion_1", "text_fusion_2", *TOKENS_GROUP.values())
@@ -42,6 +44,17 @@ class Checkpoint:
     text_lora: dict[str, Tensor]
     unet_lora: dict[str, Tensor]
     text_encoder_2_lora: bool = False
+
+    @cached_property
+    def lora_digest(self) -> str:
+        """Names the LoRAs bit by bit, unlike `hash`: what is merged into a model may stay while this is the same."""
+        return digest_tensors(
+            {
+                f"{encoder}{key}": tensor
+                for encoder, tensors in (("text ", self.text_lora), ("unet ", self.unet_lora))
+                for key, tensor in tensors.items()
+            }
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor under its readable name, as a .safetensors checkpoint holds it."""

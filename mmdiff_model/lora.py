@@ -4,17 +4,24 @@ The released files count the UNet's attentions in diffusers' registration order 
 in any layout that diffusers 0.21 reads. Both are given one name here, the one that comfy.lora.load_lora reads.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from itertools import groupby
+from uuid import uuid5
 
 import comfy.lora
+import comfy.utils
+import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 LAYERS_PER_BLOCK = 2
 FIRST_ATTENTION_BLOCK = 1
 IMAGE_LORAS = ("to_k_lora_image", "to_v_lora_image")
+# where comfy.weight_adapter keeps a DoRA's scale, in the adapters that are sums without one
+DORA_SCALE = {"lora": 4, "loha": 7, "lokr": 8}
 
 BLOCK_NAME = re.compile(
     r"(?:(?P<side>down|up)_blocks\.(?P<block>[0-9]{1,4})|mid_block)\.attentions\.[0-9]"
@@ -144,14 +151,14 @@ def name_text_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
 def unet_patches(model: ModelPatcher, unet_lora: dict[str, Tensor]) -> dict:
     """Weight patches for every q, k, v, out of the UNet's attentions; the image LoRAs are left to the image branch.
 
+    Sizes are those of the live weights: a quantised base's `state_dict` may show how it stores them.
     Raises ValueError where an attention of the checkpoint is not in the model.
     """
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    shapes = {key: weight.shape for key, weight in model.model.state_dict().items()}
     lora = {f"unet.{key}": tensor for key, tensor in unet_lora.items() if not any(name in key for name in IMAGE_LORAS)}
     for key, tensor in lora.items():
         module = key.split("_lora.")[0]
-        if module not in keys or not _fits(tensor, key, shapes[keys[module]]):
+        if module not in keys or not _fits(tensor, key, comfy.utils.get_attr(model.model, keys[module]).shape):
             raise ValueError(f"'{module.removeprefix('unet.')}' has no counterpart of the same size in this base model")
     return comfy.lora.load_lora(lora, keys)
 
@@ -167,6 +174,55 @@ def text_patches(clip_patcher: ModelPatcher, text_lora: dict[str, Tensor], text_
         if re.sub(r"\.(lora_linear_layer\..*|alpha)$", "", key) not in keys:
             raise ValueError(f"'{key}' has no counterpart in these text encoders")
     return comfy.lora.load_lora(lora, keys)
+
+
+def add_lora(patcher: ModelPatcher, patches: dict, digest: str) -> None:
+    """Adds weight patches whose tensors `digest` names. The same base and digest are the same patched model.
+
+    ComfyUI keeps merged weights for as long as `patches_uuid` stays; `add_patches` draws a new one each time.
+    """
+    base = patcher.patches_uuid
+    patcher.add_patches(patches)
+    patcher.patches_uuid = uuid5(base, digest)
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """64 hex digits of all names, types, shapes and bits."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def held_strength(patches: list[tuple], up: Tensor) -> float:
+    """The strength with which a weight with these patches, in order, holds the LoRA with this `up`.
+
+    Each patch scales what was there before it by its third entry; a merged model is a list with patches of its own.
+    """
+    held = 0.0
+    for strength, patch, strength_model, *_ in patches:
+        held *= strength_model
+        if isinstance(patch, list):
+            held += strength * held_strength(patch[1:], up)
+        elif isinstance(patch, WeightAdapterBase):
+            held += strength * (patch.weights[0] is up)
+        elif len(patch) == 2 and patch[0] == "set":
+            held = 0.0
+    return held
+
+
+def turns(patches: list[tuple], up: Tensor) -> bool:
+    """Whether a patch after the LoRA with this `up` does more than to add or scale: OFT, GLoRA, DoRA."""
+    ours = [held_strength([patch], up) != 0 for patch in patches]
+    return True in ours and not all(_adds(patch) for _, patch, *_ in patches[ours.index(True) :])
+
+
+def _adds(patch: object) -> bool:
+    if not isinstance(patch, WeightAdapterBase):
+        return True
+    dora = DORA_SCALE.get(patch.name)
+    return dora is not None and patch.weights[dora] is None
 
 
 def _fits(tensor: Tensor, key: str, weight_shape) -> bool:

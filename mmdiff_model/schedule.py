@@ -2,9 +2,10 @@
 
 One schedule drives both halves. Text follows it through ComfyUI's conditioning timestep ranges, the image branch
 through the same sigmas. The released pipeline counts steps (`start_merge_step`); users of ComfyUI count percents of
-sampling.
+sampling. A phase's own range is kept beside ComfyUI's, which other nodes overwrite (ConditioningSetTimestepRange).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .subject import Subject
 
-FROM_STEP, UNTIL_STEP = "mmdiff_from_step", "mmdiff_until_step"
+FROM_STEP, UNTIL_STEP, RANGE = "mmdiff_from_step", "mmdiff_until_step", "mmdiff_range"
 # ComfyUI's ranges include both ends; a phase ends this much (in percent of sampling) before the next one starts
 GAP = 1e-6
 
@@ -31,7 +32,8 @@ class Phase:
         """The entries that make a conditioning act in this phase only; none for a phase that is all of sampling."""
         options = {}
         if (self.start, self.end) != (0.0, 1.0):
-            options = {"start_percent": self.start, "end_percent": self.end if self.end == 1.0 else self.end - GAP}
+            start, end = self.start, self.end if self.end == 1.0 else self.end - GAP
+            options = {"start_percent": start, "end_percent": end, RANGE: (start, end)}
         if self.from_step:
             options[FROM_STEP] = self.from_step
         if self.until_step:
@@ -66,27 +68,53 @@ class Schedule:
             phases.insert(0, Phase(0.0, 1.0, frozenset(), until_step=self.start_merge_step))
         return phases
 
-    def sigma_range(self, subject: Subject, model_sampling, sigmas: Tensor) -> tuple[float, float]:
-        """The image term of a subject acts where last < sigma <= first; returns (first, last)."""
+    def sigma_range(self, subject: Subject, model_sampling, sigmas: Tensor, before: int = 0) -> tuple[float, float]:
+        """The image term of a subject acts where last < sigma <= first; (first, last); before: see resolve_steps."""
         start, end = self.percents(subject)
         first = model_sampling.percent_to_sigma(start)
         if self.start_merge_step:
-            first = min(first, step_boundary(sigmas, self.start_merge_step))
+            first = min(first, step_boundary(sigmas, self.start_merge_step - before))
         return first, model_sampling.percent_to_sigma(end) if start < end else first
 
 
 def step_boundary(sigmas: Tensor, step: int) -> float:
-    """A sigma between step - 1 and step of this run; below every step where the run has fewer."""
+    """A sigma between step - 1 and step of this run; below every step where the run has fewer, above it before 1."""
+    if step <= 0:
+        return math.inf
     if step >= len(sigmas) - 1:
         return -1.0
     return float(sigmas[step - 1] + sigmas[step]) / 2
 
 
-def resolve_steps(conds: dict[str, list[dict]], sigmas: Tensor) -> None:
-    """Gives conditionings that count steps their timestep range, now that the run's sigmas are known. In place."""
+def steps_before(sigmas: Tensor, noise: Tensor) -> int:
+    """How many steps of a schedule other samplers ran before this one.
+
+    KSamplerAdvanced and SplitSigmas cut a part out of the whole schedule's tensor, which tells where the part begins. A
+    part without new noise goes on with what was begun; one with noise begins there, as with denoise below 1.
+    """
+    return 0 if noise.any() or sigmas.stride() != (1,) else sigmas.storage_offset()
+
+
+def resolve_steps(conds: dict[str, list[dict]], sigmas: Tensor, before: int = 0) -> None:
+    """Gives conditionings that count steps their timestep range, now that the run's sigmas are known. In place.
+
+    before: the steps of the schedule that other samplers ran.
+    """
     for cond in (cond for entries in conds.values() for cond in entries):
         if FROM_STEP in cond:
-            boundary = step_boundary(sigmas, cond[FROM_STEP])
-            cond["timestep_start"] = min(boundary, cond.get("timestep_start", boundary))
+            narrow(cond, start=step_boundary(sigmas, cond[FROM_STEP] - before))
         if UNTIL_STEP in cond:
-            cond["timestep_end"] = step_boundary(sigmas, cond[UNTIL_STEP])
+            narrow(cond, end=step_boundary(sigmas, cond[UNTIL_STEP] - before))
+
+
+def keep_phases(conds: dict[str, list[dict]], model_sampling) -> None:
+    """Keeps conditionings within their phases, whatever range other nodes gave them. In place."""
+    for cond in (cond for entries in conds.values() for cond in entries):
+        if RANGE in cond:
+            narrow(cond, *map(model_sampling.percent_to_sigma, cond[RANGE]))
+
+
+def narrow(cond: dict, start: float = math.inf, end: float = -1.0) -> None:
+    """A conditioning acts where timestep_end <= sigma <= timestep_start."""
+    cond["timestep_start"] = min(start, cond.get("timestep_start", start))
+    cond["timestep_end"] = max(end, cond.get("timestep_end", end))

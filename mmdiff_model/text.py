@@ -12,7 +12,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .lora import text_patches
+from .lora import add_lora, text_patches
 from .prompt import PromptError, mark_triggers, strip_triggers, trigger_subjects
 from .schedule import Schedule
 from .subject import Subject
@@ -80,11 +80,12 @@ def with_text_lora(clip: CLIP, checkpoint: Checkpoint) -> CLIP:
         )
     clip = clip.clone()
     try:
-        clip.add_patches(text_patches(clip.patcher, checkpoint.text_lora, checkpoint.text_encoder_2_lora))
+        patches = text_patches(clip.patcher, checkpoint.text_lora, checkpoint.text_encoder_2_lora)
     except ValueError as error:
         raise ValueError(
             f"clip: {error}. Connect the CLIP of the SDXL model that the checkpoint was trained on."
         ) from error
+    add_lora(clip.patcher, patches, f"{checkpoint.lora_digest} {checkpoint.text_encoder_2_lora}")
     return clip
 
 

@@ -148,7 +148,7 @@ def make_settings(base) -> list[Setting]:
     from mmdiff_model.lora import unet_patches
     from mmdiff_model.sampling.projection import image_projections, project_tokens
     from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
-    from mmdiff_model.sampling.run import WRAPPER_KEY, SubjectSampling
+    from mmdiff_model.sampling.run import WRAPPER_KEY, SubjectSampling, count_steps
     from mmdiff_model.schedule import Schedule
     from mmdiff_model.subject import Subject
     from mmdiff_model.text import CLASS_WORDS
@@ -164,6 +164,7 @@ def make_settings(base) -> list[Setting]:
     def setting(name: str, sampling, subjects: int) -> Setting:
         model = base.clone()
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY, sampling)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, count_steps)
         words = tuple((i, 3 + 4 * i) for i in range(subjects))
         return Setting(name, model, [[embeddings, {"pooled_output": pooled, CLASS_WORDS: words}]])
 

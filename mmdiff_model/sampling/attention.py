@@ -24,6 +24,19 @@ class MultimodalCrossAttention:
         self.image = image
         self.previous = previous
 
+    def with_image(self, image: tuple[Tensor, Tensor]) -> "MultimodalCrossAttention":
+        """The same patch with K and V of other weights, or on another GPU."""
+        return MultimodalCrossAttention(self.block, image, self.previous)
+
+    def to(self, target) -> "MultimodalCrossAttention":
+        """Where ComfyUI moves a call's patches (to a device, a dtype), the previous patch moves too.
+
+        K and V need no move: each call is given those of its own GPU.
+        """
+        if not hasattr(self.previous, "to"):
+            return self
+        return MultimodalCrossAttention(self.block, self.image, self.previous.to(target))
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         """q (b, h w, width), k and v (b, 77 c, width) of the text -> (b, h w, width)."""
         step = extra_options["mmdiff"]

@@ -1,20 +1,27 @@
 """Image K and V of every cross-attention: subject tokens through the live `to_k` and `to_v`, with LoRAs of their own.
 
 k_image, v_image are the base projections plus the image LoRAs; the released code keeps copies of the base's weights,
-here the live module projects and its text LoRA is taken out again.
+here the live module projects and its text LoRA is taken out again, as strongly as the weight holds it.
 """
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.lora
 import comfy.utils
 import torch
+from comfy.hooks import EnumHookType
 from comfy.ldm.modules.attention import CrossAttention
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
+from ..lora import held_strength, turns
+
 BlockKey = tuple[str, int, int]
 Projected = dict[BlockKey, tuple[Tensor, Tensor]]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,18 +35,29 @@ class Projection:
     image_k: tuple[Tensor, Tensor]
     image_v: tuple[Tensor, Tensor]
 
-    def project(
-        self, attention: CrossAttention, tokens: Tensor, scale: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """tokens (m, 2048) -> K and V (1, m, width).
+    @property
+    def weights(self) -> tuple[str, str]:
+        """The names of the two weights in the model."""
+        return f"{self.module}.to_k.weight", f"{self.module}.to_v.weight"
 
-        The live module projects, whatever its storage (fp8, GGUF, offloaded), and its text LoRA is taken out again.
+    def project(
+        self,
+        attention: CrossAttention,
+        tokens: Tensor,
+        scale: Tensor,
+        dtype: torch.dtype,
+        held: Sequence[float] = (1.0, 1.0),
+    ) -> tuple[Tensor, Tensor]:
+        """tokens (m, 2048) -> K and V (1, m, width); V is scaled by `scale` (m,).
+
+        The live module projects, whatever its storage (fp8, GGUF, offloaded). Its text LoRA, which to_k and to_v hold
+        with the strengths `held`, is taken out again.
         """
         k, v = (
-            module(tokens.to(dtype)[None]).float() - lora_delta(tokens, text) + lora_delta(tokens, image)
-            for module, text, image in (
-                (attention.to_k, self.text_k, self.image_k),
-                (attention.to_v, self.text_v, self.image_v),
+            module(tokens.to(dtype)[None]).float() - strength * lora_delta(tokens, text) + lora_delta(tokens, image)
+            for module, strength, text, image in (
+                (attention.to_k, held[0], self.text_k, self.image_k),
+                (attention.to_v, held[1], self.text_v, self.image_v),
             )
         )
         return k.to(dtype), (v * scale[:, None]).to(dtype)
@@ -68,11 +86,52 @@ def block_key(module: str) -> BlockKey:
     return kind, 0 if kind == "middle" else int(number), int(index)
 
 
+class SubjectProjections:
+    """Image K and V of a run's subject tokens (m, 2048), for every state that the model's weights take in the run.
+
+    LoRA hooks on a conditioning change the weights for its calls, and each of several GPUs has a model of its own. K
+    and V are projected when such a state is first met, and kept until a hook's strength changes.
+    """
+
+    def __init__(self, projections: list[Projection], tokens: Tensor, scale: Tensor):
+        self.projections, self.tokens, self.scale = projections, tokens, scale
+        self.weights = {weight for projection in projections for weight in projection.weights}
+        self.kept: dict[tuple, tuple[tuple, Projected]] = {}
+
+    def of(self, model: BaseModel) -> Projected:
+        """K and V (1, m, width) of every cross-attention by the weights that the model has now."""
+        patcher = model.current_patcher
+        hooks = patcher.current_hooks.get_type(EnumHookType.Weight) if patcher.current_hooks else []
+        hooks = [hook for hook in hooks if self.weights & patcher.hook_patches.get(hook.hook_ref, {}).keys()]
+        state, strengths = (patcher.load_device, *(hook.hook_ref for hook in hooks)), [hook.strength for hook in hooks]
+        if state not in self.kept or self.kept[state][0] != strengths:
+            self.kept[state] = strengths, project_tokens(model, self.projections, self.tokens, self.scale)
+        return self.kept[state][1]
+
+
 def project_tokens(model: BaseModel, projections: list[Projection], tokens: Tensor, scale: Tensor) -> Projected:
     """Subject tokens (m, 2048) -> K and V (1, m, width) of every cross-attention; V is scaled by `scale` (m,)."""
-    device, dtype = model.current_patcher.load_device, model.get_dtype_inference()
+    patcher = model.current_patcher
+    device, dtype = patcher.load_device, model.get_dtype_inference()
     tokens, scale = tokens.to(device).float(), scale.to(device).float()
-    return {p.block: p.project(comfy.utils.get_attr(model, p.module), tokens, scale, dtype) for p in projections}
+    hooked = patcher.get_combined_hook_patches(patcher.current_hooks)
+    projected, turned = {}, []
+    for projection in projections:
+        held = []
+        for weight, (_, up) in zip(projection.weights, (projection.text_k, projection.text_v), strict=True):
+            patches = [*patcher.patches.get(weight, []), *hooked.get(weight, [])]
+            held.append(held_strength(patches, up))
+            turned += [weight] * turns(patches, up)
+        attention = comfy.utils.get_attr(model, projection.module)
+        projected[projection.block] = projection.project(attention, tokens, scale, dtype, held)
+    if turned:
+        logger.warning(
+            "MM-Diff: a LoRA after Apply MM-Diff turns or scales weights instead of adding to them (DoRA, OFT, GLoRA), "
+            "in %d weights from '%s' on; the image branch keeps traces of the text LoRA there. Load it before.",
+            len(turned),
+            turned[0],
+        )
+    return projected
 
 
 def lora_delta(x: Tensor, lora: tuple[Tensor, Tensor]) -> Tensor:

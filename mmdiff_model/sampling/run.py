@@ -1,6 +1,6 @@
 """One sampling run with subjects: installs multimodal cross-attention for it and decides who acts when.
 
-The model carries its LoRAs as weight patches and one SAMPLER_SAMPLE wrapper, which is immutable. Keys and values of the
+The model carries its LoRAs as weight patches and wrappers around sampling, which are immutable. Keys and values of the
 subject tokens, and the attention patches that use them, belong to the run: clones share nothing, nothing stays behind.
 """
 
@@ -16,17 +16,17 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
-from ..lora import unet_patches
-from ..schedule import Schedule, resolve_steps
+from ..lora import add_lora, unet_patches
+from ..schedule import Schedule, keep_phases, resolve_steps, steps_before
 from ..subject import Subject
 from ..text import CLASS_WORDS
 from .attention import MultimodalCrossAttention
-from .projection import image_projections, project_tokens
+from .projection import Projected, SubjectProjections, image_projections
 from .routing import AUTO, MASKS, OFF, MaskRouting
 from .routing.auto import AttentionMaps, reading_blocks, separate
 from .step import Chunk, Step
 
-WRAPPER_KEY = "mmdiff"
+WRAPPER_KEY, STEPS_BEFORE = "mmdiff", "mmdiff_steps_before"
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +65,20 @@ def apply_subjects(
     if routing == OFF and any(subject.region is not None for subject in subjects):
         logger.warning("MM-Diff: subjects have regions, but routing is 'off' and ignores them. Choose 'masks'.")
     model = model.clone()
-    model.add_patches(patches)
+    add_lora(model, patches, checkpoint.lora_digest)
     model.add_wrapper_with_key(
         WrappersMP.SAMPLER_SAMPLE,
         WRAPPER_KEY,
         SubjectSampling(checkpoint, tuple(subjects), fuse_scale, schedule or Schedule(), routing),
     )
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, count_steps)
     return model
+
+
+def count_steps(executor, noise: Tensor, latent: Tensor, sampler, sigmas: Tensor, *args, **kwargs):
+    """OUTER_SAMPLE wrapper: notes the steps that other samplers ran before, while the sigmas still tell (see there)."""
+    executor.class_obj.model_options["transformer_options"][STEPS_BEFORE] = steps_before(sigmas, noise)
+    return executor(noise, latent, sampler, sigmas, *args, **kwargs)
 
 
 class SubjectSampling:
@@ -92,9 +99,12 @@ class SubjectSampling:
         self.last_routing: Tensor | None = None
 
     def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
-        resolve_steps(guider.conds, sigmas)
-        run = Run(self, guider, sigmas, tuple(noise.shape[-2:]))
-        run.install(extra_args["model_options"]["transformer_options"])
+        transformer_options = extra_args["model_options"]["transformer_options"]
+        before = transformer_options.get(STEPS_BEFORE, 0)
+        resolve_steps(guider.conds, sigmas, before)
+        keep_phases(guider.conds, guider.inner_model.model_sampling)
+        run = Run(self, guider, sigmas, before, tuple(noise.shape[-2:]))
+        run.install(transformer_options)
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         self.last_routing = run.decided()
         return samples
@@ -103,7 +113,7 @@ class SubjectSampling:
 class Run:
     """What one sampling run needs: projected subject tokens, sigma ranges, the conditional conditionings."""
 
-    def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, latent: tuple[int, int]):
+    def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, before: int, latent: tuple[int, int]):
         model = guider.inner_model
         tokens = [subject.tokens.flatten(0, 1) for subject in plan.subjects]
         strengths = [plan.fuse_scale * subject.strength for subject in plan.subjects]
@@ -111,10 +121,11 @@ class Run:
             [torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)]
         )
         projections = image_projections(model, plan.checkpoint.unet_lora)
-        self.projected = project_tokens(model, projections, torch.cat(tokens), scale)
+        self.projections = SubjectProjections(projections, torch.cat(tokens), scale)
+        self.projected = self.projections.of(model)
         self.lengths = [len(group) for group in tokens]
         self.ranges = [
-            plan.schedule.sigma_range(subject, model.model_sampling, sigmas) if strength else (0.0, 0.0)
+            plan.schedule.sigma_range(subject, model.model_sampling, sigmas, before) if strength else (0.0, 0.0)
             for subject, strength in zip(plan.subjects, strengths, strict=True)
         ]
         self.conditionings, self.class_words = conditional(guider.conds)
@@ -148,12 +159,15 @@ class Run:
         ComfyUI's torch.compile guards every argument of the UNet but transformer_options. An argument that the UNet
         ignores, named after the call's layout, makes it trace another layout anew.
         """
-        step = self.step(transformer_options)
+        image = self.projections.of(executor.class_obj)
+        step = self.step(transformer_options, next(iter(image.values()))[0].device)
         transformer_options = {**transformer_options, "mmdiff": step}
+        if image is not self.projected:
+            transformer_options["patches_replace"] = with_image(transformer_options["patches_replace"], image)
         kwargs[f"mmdiff {step and step.layout}"] = None
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    def step(self, transformer_options: dict) -> Step | None:
+    def step(self, transformer_options: dict, device: torch.device) -> Step | None:
         """None where no subject acts at this sigma or no row is conditional."""
         sigma = float(transformer_options["sigmas"][0])
         acting = tuple(i for i, (first, last) in enumerate(self.ranges) if last < sigma <= first)
@@ -162,7 +176,6 @@ class Run:
             return None
         keys = None
         if len(acting) < len(self.lengths):
-            device = next(iter(self.projected.values()))[0].device
             kept = torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)])
             keys = kept.nonzero()[:, 0].to(device)
         # an attention couple runs prompts of its own in these rows, so the class words' positions do not hold there
@@ -190,6 +203,15 @@ class Run:
             return None
         maps = next(reversed(self.maps.maps.values()))
         return separate(maps.flatten(2)).view_as(maps).cpu()
+
+
+def with_image(replaces: dict[str, dict], image: Projected) -> dict[str, dict]:
+    """A call's replace patches with K and V of the weights that the call sees."""
+    attn2 = {
+        block: patch.with_image(image[block]) if isinstance(patch, MultimodalCrossAttention) else patch
+        for block, patch in replaces["attn2"].items()
+    }
+    return {**replaces, "attn2": attn2}
 
 
 def conditional(conds: dict[str, list[dict]]) -> tuple[dict[object, dict], dict[int, tuple]]:
