@@ -4,6 +4,7 @@ Released behaviour: the first photo gives the CLS, every photo gives its own gro
 """
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import comfy.model_management
 import torch
@@ -89,6 +90,12 @@ def encode_subject(
         outliers=find_outliers(identity),
         thumbnail=resize(crops[0], THUMBNAIL),
     )
+
+
+def identify(subject: Subject) -> tuple[str, str, str, str]:
+    """Who a subject is, wherever its copies and files are: digests of CLS, tokens and region, and its name."""
+    traits = (subject.cls, subject.tokens, subject.region)
+    return *("" if x is None else sha256(x.float().cpu().numpy().tobytes()).hexdigest() for x in traits), subject.name
 
 
 def find_outliers(identity: Tensor) -> tuple[int, ...]:

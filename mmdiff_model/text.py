@@ -15,13 +15,17 @@ from .checkpoint import Checkpoint
 from .lora import add_lora, text_patches
 from .prompt import PromptError, mark_triggers, strip_triggers, trigger_subjects
 from .schedule import Schedule
-from .subject import Subject
+from .subject import Subject, identify
 
 MARKER, MARKER_ID = "<|startoftext|>", 49406
 ENCODERS = ("l", "g")
 CHUNK = 77
 # conditioning entry: (subject, token position in the flat embeddings) of each fused class word
 CLASS_WORDS = "mmdiff_class_words"
+# conditioning entry: (subject, its identity) of each subject that the prompt calls
+CALLED = "mmdiff_called"
+# conditioning entry: tokens of the prompt, and of its embeddings, which a neighbour's encoder may have doubled
+TOKENS = "mmdiff_tokens"
 
 Tokens = dict[str, list[list[tuple]]]
 
@@ -59,13 +63,15 @@ def encode_text(
     """
     clip = with_text_lora(clip, checkpoint)
     words = find_class_words(clip, positive, trigger_subjects(positive, [subject.name for subject in subjects]))
+    called = tuple((index, identify(subjects[index])) for index in sorted({word.subject for word in words["l"]}))
     fuse = TextFusion(clip, checkpoint, subjects)
     encoded = TextEncoding([], [])
     for phase in (schedule or Schedule()).phases(subjects):
         options = phase.conditioning_options()
         active = {key: [word for word in found if word.subject in phase.subjects] for key, found in words.items()}
         keys = tuple((word.subject, word.chunk * CHUNK + word.position) for word in active["l"])
-        encoded.positive.extend(fuse.encode(strip_triggers(positive), active, {**options, CLASS_WORDS: keys}))
+        subjects_of = {CLASS_WORDS: keys, CALLED: called}
+        encoded.positive.extend(fuse.encode(strip_triggers(positive), active, options | subjects_of))
         encoded.negative.extend(fuse.encode(negative, {} if clean_negative else active, options))
     return encoded
 
@@ -169,7 +175,11 @@ class TextFusion:
             for key, vectors in zip(ENCODERS, self._fuse(rows, words), strict=True):
                 for word, vector in zip(words[key], vectors, strict=True):
                     rows[key][word.chunk][word.position] = (vector, rows[key][word.chunk][word.position][1])
-        return self.clip.encode_from_tokens_scheduled(rows, add_dict=options)
+        conditioning = self.clip.encode_from_tokens_scheduled(rows, add_dict=options)
+        count = min(len(chunks) for chunks in rows.values()) * CHUNK
+        for embeddings, entry in conditioning:
+            entry[TOKENS] = (count, embeddings.shape[1])
+        return conditioning
 
     @torch.no_grad()
     def _fuse(self, rows: Tokens, words: dict[str, list[ClassWord]]) -> tuple[Tensor, Tensor]:

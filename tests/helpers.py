@@ -9,6 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from mmdiff_model.checkpoint import Checkpoint
+from mmdiff_model.sampling.conditionings import Conditioning
+from mmdiff_model.sampling.rows import Call, Row
+from mmdiff_model.sampling.step import Step
 from mmdiff_model.subject import Subject
 from mmdiff_model.text import TextEncoding, encode_text
 
@@ -109,3 +112,16 @@ def record(model: ModelPatcher, text: TextEncoding, sigmas: Sequence[float] = ON
 def distance(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the largest value."""
     return float((a - b).abs().max() / b.abs().max())
+
+
+def a_conditioning(subjects: tuple[int, ...], words: tuple = (), tokens: int = 77, number: int = 0) -> Conditioning:
+    """A conditioning that calls those subjects."""
+    return Conditioning(number, subjects, words, tokens, None, torch.zeros(1, tokens, 8))
+
+
+def step_of(conditionings: Sequence[Conditioning], lengths: tuple[int, ...], latent: tuple[int, int], routing) -> Step:
+    """The step of a call with a row of each conditioning, in which all subjects act."""
+    rows = tuple(Row(conditioning, 0) for conditioning in conditionings)
+    call = Call(rows, tuple(range(len(rows))), latent)
+    acting = frozenset(range(len(lengths)))
+    return Step(call, acting, lengths, latent, routing, tuple(conditionings)).prepare(torch.device("cpu"))

@@ -8,17 +8,19 @@ import torch
 
 from helpers import (
     ONE_STEP,
+    a_conditioning,
     distance,
     encode,
     left_half,
     noise_for,
     random_subject,
     sample,
+    step_of,
 )
 from mmdiff_model.sampling import apply_subjects, last_routing
-from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
-from mmdiff_model.sampling.routing.auto import AttentionMaps, reading_blocks, separate, word_attention
-from mmdiff_model.sampling.step import Chunk, Step
+from mmdiff_model.sampling.attention import Attention
+from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, Auto, Part
+from mmdiff_model.sampling.routing.auto import reading_blocks, separate, word_attention
 from mmdiff_model.schedule import Schedule
 
 LONG = (14.0, 8.0, 4.1, 2.0, 1.2, 0.7, 0.3, 0.0)
@@ -114,10 +116,12 @@ def test_maps_are_the_attention_to_each_subjects_words():
 
 def test_a_prompt_that_tells_nothing_is_off():
     """Where every pixel attends alike, the weights are one."""
-    maps = AttentionMaps([("input", 4, 0)])
-    chunk = Chunk("prompt", None, ((0, 2), (1, 5)), 9)
-    maps.read(chunk, torch.randn(1, 1, 64).expand(1, 256, 64), torch.randn(1, 9, 64), 4, (16, 16))
-    assert torch.allclose(maps.weights(chunk, (8, 8)), torch.ones(1, 2, 64), atol=1e-5)
+    auto = Auto([("input", 4, 0)])
+    part = Part(slice(0, 1), (0, 1), ((0, 2), (1, 5)), 9, place=(32, 32, 0, 0), pictures=(0,), whole=True)
+    options = {"n_heads": 4, "activations_shape": [1, 64, 16, 16]}
+    q, k = torch.randn(1, 1, 64).expand(1, 256, 64), torch.randn(1, 9, 64)
+    assert auto.read(Attention(("input", 4, 0), q, k, k, (), options), part)
+    assert torch.allclose(auto.weights(part, (8, 8), (32, 32)), torch.ones(1, 2, 64), atol=1e-5)
 
 
 def test_class_words_that_point_apart_route_like_masks():
@@ -128,13 +132,13 @@ def test_class_words_that_point_apart_route_like_masks():
     q = torch.stack([anna] * 8 + [bert] * 8).expand(height, -1, -1).reshape(1, -1, width)
     k, v = torch.randn(2, 1, 77, width, generator=random)
     k[:, 4], k[:, 9] = 2 * anna, 2 * bert
-    chunk = Chunk("prompt", None, ((0, 4), (1, 9)), 77)
+    prompt = a_conditioning((0, 1), ((0, 4), (1, 9)))
     options = {"n_heads": 4, "attn_precision": None, "activations_shape": [1, width, height, columns]}
     tokens, others = torch.randn(2, 1, 8, width, generator=random)
 
     def attend(values):
-        step = Step([chunk], {0: chunk}, (0, 1), (4, 4), None, (16, 32), None, AttentionMaps([block]), {})
-        return step.attend(block, q, k, v, (tokens, values), None, options).view(height, columns, width)
+        step = step_of([prompt], (4, 4), (16, 32), Auto([block]))
+        return step.attend(Attention(block, q, k, v, (tokens, values), options)).view(height, columns, width)
 
     first = torch.randn(1, 8, width, generator=random)
     changed = torch.cat((first[:, :4], others[:, 4:]), dim=1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmdiff_model.sampling.attention import Attention
 from mmdiff_model.training.constraint import (
     BALANCE,
     MASKED,
@@ -89,9 +90,8 @@ def read(kind: str, present: Tensor, background: Tensor | None = None) -> tuple[
     if background is not None:
         constraint.background = {("input", 1, 0): background}
     k_image = random(1, 6, WIDTH, seed=3).requires_grad_()
-    bias = torch.where(present, 0.0, -1e4).repeat_interleave(3, dim=1)[:, None, None]
     q, k_text = random(1, SIDE * SIDE, WIDTH, seed=1), random(1, 77, WIDTH, seed=2)
-    constraint.read(("input", 1, 0), q, k_text, k_image, bias, OPTIONS)
+    constraint.read(Attention(("input", 1, 0), q, k_text, k_text, (k_image, k_image), OPTIONS), present)
     return constraint.total(), k_image
 
 
@@ -119,7 +119,7 @@ def test_an_attention_that_runs_twice_counts_once():
     constraint = AttentionConstraint(BALANCE, MASKS, torch.tensor([[2, 4]]), text=BOTH, image=BOTH)
     totals = []
     for seed in (1, 2):
-        values = random(1, 16, WIDTH, seed=seed), random(1, 77, WIDTH), random(1, 6, WIDTH)
-        constraint.read(("input", 1, 0), *values, torch.zeros(1, 1, 1, 6), OPTIONS)
+        q, k_text, k_image = random(1, 16, WIDTH, seed=seed), random(1, 77, WIDTH), random(1, 6, WIDTH)
+        constraint.read(Attention(("input", 1, 0), q, k_text, k_text, (k_image, k_image), OPTIONS), BOTH)
         totals.append(constraint.total())
     assert totals[0] == totals[1]

@@ -6,12 +6,12 @@ import torch
 from comfy.ldm.modules.attention import CrossAttention
 from safetensors.torch import load_file
 
+from helpers import a_conditioning, step_of
 from mmdiff_model.fusion import CLSHead, FusionMLP
 from mmdiff_model.refiner import SERefiner, SubjectTokens
 from mmdiff_model.sampling.attention import MultimodalCrossAttention
 from mmdiff_model.sampling.projection import Projection
-from mmdiff_model.sampling.routing import Chunk
-from mmdiff_model.sampling.step import Step
+from mmdiff_model.sampling.routing import Off
 from reference import FOLDER, assert_close
 from tiny_pack.models import fill
 from tiny_pack.weights import noise, weight
@@ -20,7 +20,6 @@ SEED, TOLERANCE = 20, 1e-5
 OPERATIONS = comfy.ops.manual_cast
 HEADS, WIDTH, CONTEXT, RANK, TOKENS = 4, 64, 512, 64, 4
 PIXELS = (4, 6)
-CHUNK = Chunk("positive", None, (), 77)
 # name: subjects' masks by row of the batch (None: unconditional), photos, fuse_scale
 VARIANTS = {
     "true": ([(True,)], 1, 0.8),
@@ -115,11 +114,9 @@ def test_multimodal_cross_attention(name, expected):
     names = ("to_k_lora", "to_v_lora", "to_k_lora_image", "to_v_lora_image")
     projection = Projection(("input", 4, 0), "", *(lora("cross", key, CONTEXT) for key in names))
     image = projection.project(module, tokens, torch.full((len(tokens),), fuse_scale), torch.float32)
-    masks = next((row for row in rows if row is not None), None)
-    keys = None
-    if masks is not None and not all(masks):
-        keys = torch.tensor(masks).repeat_interleave(TOKENS).nonzero()[:, 0]
-    step = Step([row and CHUNK for row in rows], {0: CHUNK}, (0,), (len(tokens),), keys, PIXELS, None, None, {})
+    called = [() if row is None else tuple(i for i, there in enumerate(row) if there) for row in rows]
+    subjects = max(len(row or ()) for row in rows) or 1
+    step = step_of([a_conditioning(who) for who in called], (len(tokens) // subjects,) * subjects, PIXELS, Off())
     options = {"n_heads": HEADS, "attn_precision": None, "activations_shape": [batch, WIDTH, *PIXELS], "mmdiff": step}
     patch = MultimodalCrossAttention(projection.block, image, None)
     out = module.to_out(patch(module.to_q(hidden), module.to_k(text), module.to_v(text), options))

@@ -9,6 +9,7 @@ import torch
 from helpers import (
     ONE_STEP,
     SIGMAS,
+    a_conditioning,
     distance,
     encode,
     guider_for,
@@ -18,11 +19,11 @@ from helpers import (
     record,
     run,
     sample,
+    step_of,
 )
 from mmdiff_model.sampling import apply_subjects, last_routing
 from mmdiff_model.sampling.attention import MultimodalCrossAttention
-from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, MaskRouting
-from mmdiff_model.sampling.step import Chunk, Step
+from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, Masks
 from mmdiff_model.schedule import Schedule
 
 FLOOR = 2e-5  # float32, after a few steps of a UNet with values near 20
@@ -96,9 +97,9 @@ def test_soft_masks_weigh_the_softmax(weights):
     random = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 24, 64, generator=random)
     tokens, values = torch.randn(2, 1, 12, 64, generator=random)
-    masks = MaskRouting([torch.full((4, 6), weight) for weight in weights])
+    masks = Masks([torch.full((4, 6), weight) for weight in weights])
     options = {"n_heads": 4, "attn_precision": None, "activations_shape": [1, 64, 4, 6]}
-    step = Step([Chunk("prompt", None, (), 24)], {}, (0, 1), (4, 8), None, (8, 12), masks, None, {})
+    step = step_of([a_conditioning((0, 1), tokens=24)], (4, 8), (8, 12), masks)
     patch = MultimodalCrossAttention(("input", 4, 0), (tokens, values), None)
     term = patch(q, k, v, {**options, "mmdiff": step}) - patch(q, k, v, {**options, "mmdiff": None})
     counts = torch.tensor([weights[0]] * 4 + [weights[1]] * 8)
@@ -123,7 +124,7 @@ def test_permuting_subjects_permutes_nothing_else(tiny, checkpoint, with_subject
 def test_another_bert_changes_nothing_in_annas_region(checkpoint, with_subjects, text, anna, bert, size):
     """Bit for bit, at the first attention: later ones see bert through the UNet's convolutions."""
     a, b = replace(anna, region=LEFT), replace(bert, region=1 - LEFT)
-    other = replace(random_subject(checkpoint, 3, photos=2, strength=2.0), region=1 - LEFT)
+    other = replace(random_subject(checkpoint, 3, photos=2, strength=2.0), cls=bert.cls, region=1 - LEFT)
     before, after = (
         record(with_subjects(a, second, routing=MASKS), text[2], noise=noise_for(size)).first() for second in (b, other)
     )

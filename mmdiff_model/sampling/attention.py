@@ -6,61 +6,113 @@ own.
 """
 
 from collections.abc import Callable
+from copy import copy
+from typing import NamedTuple
 
 from comfy.ldm.modules.attention import optimized_attention
+from einops import rearrange
 from torch import Tensor
 
 from .projection import BlockKey
 
+STEP = "mmdiff"  # the option that tells attentions of one model call what to do
 
-class MultimodalCrossAttention:
-    """An attn2 replace patch. Calls the patch that was there before, or the host's attention, and adds the image term.
 
-    It lives as long as one sampling run. What varies from call to call is the Step in extra_options["mmdiff"].
+class Attention(NamedTuple):
+    """One cross-attention of one model call, before it is computed.
+
+    q (b, h w, width), k and v (b, keys, width) of the text, image K and V (1 or b, m, width); `previous` is the patch
+    that was there before ours, `own` an attention function that the base brings for its module.
     """
 
-    def __init__(self, block: BlockKey, image: tuple[Tensor, Tensor], previous: Callable | None):
+    block: BlockKey
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    image: tuple[Tensor, Tensor]
+    options: dict
+    previous: Callable | None = None
+    own: object | None = None
+
+    @property
+    def heads(self) -> int:
+        return self.options["n_heads"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the pixels."""
+        return tuple(self.options["activations_shape"][2:])
+
+    def as_without_ours(self) -> Tensor:
+        """(b, h w, width) of the patch that was there before, or of the host's attention."""
+        if self.previous is not None:
+            return self.previous(self.q, self.k, self.v, self.options)
+        return self.text(slice(None))
+
+    def text(self, rows: slice, bias: Tensor | None = None) -> Tensor:
+        """The host's own attention of some rows; bias (b, 1, h w, keys) is added to the scores."""
+        own = {} if self.own is None else {"preferred_attention": self.own}
+        return self._attend(self.q[rows], self.k[rows], self.v[rows], bias, **own)
+
+    def image_term(self, rows: slice, tokens: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Some rows' attention to the subject tokens of those numbers (None: all); bias (b, 1, h w, m)."""
+        q = self.q[rows]
+        k, v = (side if tokens is None else side[:, tokens] for side in self.image)
+        return self._attend(q, k.expand(len(q), -1, -1), v.expand(len(q), -1, -1), bias)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **how) -> Tensor:
+        precision = self.options.get("attn_precision")
+        return optimized_attention(
+            q, k, v, self.heads, mask=mask, attn_precision=precision, transformer_options=self.options, **how
+        )
+
+
+class MultimodalCrossAttention:
+    """An attn2 replace patch: what was there before, and the image term where the call's Step adds it.
+
+    It lives as long as one sampling run. `late` gives the Step of a call whose options lack one: packs that run the
+    UNet's blocks themselves pass by APPLY_MODEL.
+    """
+
+    def __init__(
+        self,
+        block: BlockKey,
+        image: tuple[Tensor, Tensor],
+        previous: Callable | None = None,
+        own: object | None = None,
+        late: Callable[[dict], object] | None = None,
+    ):
         self.block = block
         self.image = image
         self.previous = previous
+        self.own = own
+        self.late = late
 
     def with_image(self, image: tuple[Tensor, Tensor]) -> "MultimodalCrossAttention":
         """The same patch with K and V of other weights, or on another GPU."""
-        return MultimodalCrossAttention(self.block, image, self.previous)
+        return self._with(image=image)
 
     def to(self, target) -> "MultimodalCrossAttention":
         """Where ComfyUI moves a call's patches (to a device, a dtype), the previous patch moves too.
 
         K and V need no move: each call is given those of its own GPU.
         """
-        if not hasattr(self.previous, "to"):
-            return self
-        return MultimodalCrossAttention(self.block, self.image, self.previous.to(target))
+        return self._with(previous=self.previous.to(target)) if hasattr(self.previous, "to") else self
+
+    def _with(self, **changes) -> "MultimodalCrossAttention":
+        other = copy(self)
+        vars(other).update(changes)
+        return other
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
-        """q (b, h w, width), k and v (b, 77 c, width) of the text -> (b, h w, width)."""
-        step = extra_options["mmdiff"]
-        if step is not None:
-            return step.attend(self.block, q, k, v, self.image, self.previous, extra_options)
-        return (
-            text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, extra_options)
-        )
+        """q (b, h w, width), k and v (b, keys, width) of the text -> (b, h w, width)."""
+        attention = Attention(self.block, q, k, v, self.image, extra_options, self.previous, self.own)
+        step = extra_options[STEP] if STEP in extra_options else self.late(extra_options)
+        return attention.as_without_ours() if step is None else step.attend(attention)
 
 
-def text_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None = None) -> Tensor:
-    """The attention that ComfyUI's CrossAttention would have run."""
-    return optimized_attention(
-        q,
-        k,
-        v,
-        extra_options["n_heads"],
-        mask=mask,
-        attn_precision=extra_options["attn_precision"],
-        transformer_options=extra_options,
-    )
-
-
-def image_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None = None) -> Tensor:
-    """q (b, h w, width) over subject tokens k, v (1, m, width); mask (b, 1, h w, m) is added to the scores."""
-    k, v = k.expand(len(q), -1, -1), v.expand(len(q), -1, -1)
-    return text_attention(q, k, v, extra_options, mask)
+def attention_maps(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """How each pixel of q (b, h w, width) attends to each token of k (b, n, width), mean of heads: (b, h w, n)."""
+    q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (q, k))
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return (scores if bias is None else scores + bias).softmax(dim=-1).mean(dim=1)

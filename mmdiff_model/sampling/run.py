@@ -5,12 +5,13 @@ subject tokens, and the attention patches that use them, belong to the run: clon
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
-from uuid import uuid4
+from collections.abc import Iterable, Iterator, Sequence
 
 import comfy.patcher_extension
+import comfy.utils
 import torch
+from comfy.ldm.modules.attention import CrossAttention
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -19,12 +20,14 @@ from ..checkpoint import Checkpoint
 from ..lora import add_lora, unet_patches
 from ..schedule import Schedule, keep_phases, resolve_steps, steps_before
 from ..subject import Subject
-from ..text import CLASS_WORDS
-from .attention import MultimodalCrossAttention
-from .projection import Projected, SubjectProjections, image_projections
-from .routing import AUTO, MASKS, OFF, MaskRouting
-from .routing.auto import AttentionMaps, reading_blocks, separate
-from .step import Chunk, Step
+from . import routing as routings
+from .attention import STEP, MultimodalCrossAttention
+from .conditionings import Conditioning, find_conditionings
+from .projection import BlockKey, Projected, SubjectProjections, image_projections
+from .routing import AUTO, OFF
+from .routing.auto import reading_blocks
+from .rows import Call, call_rows, rows_by_text, windows
+from .step import Step
 
 WRAPPER_KEY, STEPS_BEFORE = "mmdiff", "mmdiff_steps_before"
 
@@ -52,7 +55,8 @@ def apply_subjects(
     """
     if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY):
         raise ValueError(
-            "model: this model already carries MM-Diff subjects. Connect all subjects to one MM-Diff node."
+            "model: this model already carries MM-Diff subjects. Connect the MODEL from before the other Apply "
+            "MM-Diff, and all subjects to one of the two."
         )
     try:
         patches = unet_patches(model, checkpoint.unet_lora)
@@ -94,8 +98,9 @@ class SubjectSampling:
         self.subjects = subjects
         self.fuse_scale = fuse_scale
         self.schedule = schedule
-        self.auto = routing == AUTO
-        self.masks = MaskRouting([subject.region for subject in subjects]) if routing == MASKS else None
+        self.routing = routing
+        self.regions = [subject.region for subject in subjects]
+        routings.check(routing, self.regions)
         self.last_routing: Tensor | None = None
 
     def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
@@ -103,45 +108,60 @@ class SubjectSampling:
         before = transformer_options.get(STEPS_BEFORE, 0)
         resolve_steps(guider.conds, sigmas, before)
         keep_phases(guider.conds, guider.inner_model.model_sampling)
-        run = Run(self, guider, sigmas, before, tuple(noise.shape[-2:]))
+        run = Run(self, guider, sigmas, before, noise)
         run.install(transformer_options)
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-        self.last_routing = run.decided()
+        self.last_routing = run.routing.decided(len(noise), len(self.subjects))
         return samples
 
 
 class Run:
-    """What one sampling run needs: projected subject tokens, sigma ranges, the conditional conditionings."""
+    """What one sampling run needs: projected subject tokens, sigma ranges, its conditionings, its routing."""
 
-    def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, before: int, latent: tuple[int, int]):
-        model = guider.inner_model
+    def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, before: int, noise: Tensor):
+        self.model = guider.inner_model
         tokens = [subject.tokens.flatten(0, 1) for subject in plan.subjects]
         strengths = [plan.fuse_scale * subject.strength for subject in plan.subjects]
         scale = torch.cat(
             [torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)]
         )
-        projections = image_projections(model, plan.checkpoint.unet_lora)
+        projections = image_projections(self.model, plan.checkpoint.unet_lora)
         self.projections = SubjectProjections(projections, torch.cat(tokens), scale)
-        self.projected = self.projections.of(model)
-        self.lengths = [len(group) for group in tokens]
+        self.projected = self.projections.of(self.model)
+        self.modules = {projection.block: projection.module for projection in projections}
+        self.lengths = tuple(len(group) for group in tokens)
         self.ranges = [
-            plan.schedule.sigma_range(subject, model.model_sampling, sigmas, before) if strength else (0.0, 0.0)
+            plan.schedule.sigma_range(subject, self.model.model_sampling, sigmas, before) if strength else (0.0, 0.0)
             for subject, strength in zip(plan.subjects, strengths, strict=True)
         ]
-        self.conditionings, self.class_words = conditional(guider.conds)
-        self.latent = latent
-        self.masks = plan.masks
+        self.batch, self.latent = len(noise), tuple(noise.shape[-2:])
+        self.conditionings = find_conditionings(guider.conds, plan.subjects)
         widths = {block: k.shape[-1] for block, (k, _) in self.projected.items()}
-        self.maps = AttentionMaps(reading_blocks(widths)) if plan.auto else None
+        self.routing = routings.make(plan.routing, plan.regions, reading_blocks(widths))
+        self.said: set[str] = set()
+        self.seen: tuple = (None, None)
+        for message in doubts(plan.subjects, self.conditionings.values(), self.routing):
+            self.say(message)
+
+    def say(self, message: str) -> None:
+        """A warning, once in a run."""
+        if message not in self.said:
+            self.said.add(message)
+            logger.warning("MM-Diff: %s", message)
 
     def install(self, transformer_options: dict) -> None:
         """Puts the attention patches over whatever the run's attn2 patches are, and the gate around each model call."""
         patches = transformer_options.setdefault("patches_replace", {}).setdefault("attn2", {})
         for block, image in self.projected.items():
-            patches[block] = MultimodalCrossAttention(block, image, patches.get(block, patches.get(block[:2])))
+            own = getattr(self.module(self.model, block), "comfy_attention", None)
+            previous = patches.get(block, patches.get(block[:2]))
+            patches[block] = MultimodalCrossAttention(block, image, previous, own, self.late_step)
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.APPLY_MODEL, WRAPPER_KEY, self.gate, transformer_options
         )
+
+    def module(self, model: BaseModel, block: BlockKey) -> CrossAttention:
+        return comfy.utils.get_attr(model, self.modules[block])
 
     def gate(
         self,
@@ -157,52 +177,83 @@ class Run:
         """APPLY_MODEL wrapper: tells this call's attentions what to do.
 
         ComfyUI's torch.compile guards every argument of the UNet but transformer_options. An argument that the UNet
-        ignores, named after the call's layout, makes it trace another layout anew.
+        ignores, named after what a trace depends on, makes it trace another call anew.
         """
-        image = self.projections.of(executor.class_obj)
-        step = self.step(transformer_options, next(iter(image.values()))[0].device)
-        transformer_options = {**transformer_options, "mmdiff": step}
+        model = executor.class_obj
+        image = self.projections.of(model)
+        step = self.step(model, transformer_options, len(x), tuple(x.shape[-2:]), c_crossattn)
+        transformer_options = {**transformer_options, STEP: step}
         if image is not self.projected:
             transformer_options["patches_replace"] = with_image(transformer_options["patches_replace"], image)
-        kwargs[f"mmdiff {step and step.layout}"] = None
+        kwargs[f"mmdiff {step and step.trace}"] = None
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    def step(self, transformer_options: dict, device: torch.device) -> Step | None:
-        """None where no subject acts at this sigma or no row is conditional."""
-        sigma = float(transformer_options["sigmas"][0])
-        acting = tuple(i for i, (first, last) in enumerate(self.ranges) if last < sigma <= first)
-        chunks = [self.chunk(uuid, acting) for uuid in transformer_options["uuids"]]
-        if not acting or not any(chunks):
-            return None
-        keys = None
-        if len(acting) < len(self.lengths):
-            kept = torch.cat([torch.full((length,), i in acting) for i, length in enumerate(self.lengths)])
-            keys = kept.nonzero()[:, 0].to(device)
-        # an attention couple runs prompts of its own in these rows, so the class words' positions do not hold there
-        coupled = [chunk and replace(chunk, words=()) for chunk in chunks]
-        by_index = dict(zip(transformer_options["cond_or_uncond"], coupled, strict=True))
-        lengths = tuple(self.lengths[i] for i in acting)
-        return Step(chunks, by_index, acting, lengths, keys, self.latent, self.masks, self.maps)
+    def late_step(self, options: dict) -> Step | None:
+        """The step of a call that passed by the gate, from an attention's options; one for all its attentions."""
+        call = options.get("uuids"), options.get("sigmas")
+        if any(new is not old for new, old in zip(call, self.seen, strict=True)):
+            self.seen = call
+            size = tuple(options.get("original_shape", self.latent)[-2:])
+            self.late = self.step(self.model, options, None, size, None)
+        return self.late
 
-    def chunk(self, uuid: object, acting: tuple[int, ...]) -> Chunk | None:
-        """The part of a batch that belongs to a conditioning; None for the negative ones."""
-        cond = self.conditionings.get(uuid)
-        if cond is None:
-            return None
-        text = cond["model_conds"]["c_crossattn"]
-        found = self.class_words[id(text)]
-        words = tuple((acting.index(subject), position) for subject, position in found if subject in acting)
-        area = tuple(cond["area"]) if "area" in cond else None
-        return Chunk(list(self.conditionings).index(uuid), area, words, text.cond.shape[1])
+    def step(
+        self, model: BaseModel, options: dict, count: int | None, size: tuple[int, int], text: Tensor | None
+    ) -> Step | None:
+        """What a call of `count` rows (None: as the host has them) and latents of `size` does; text (b, tokens, width).
 
-    def decided(self) -> Tensor | None:
-        """The run's routing, (b, subjects, h, w) on the CPU: the masks as given, or the last maps that auto read."""
-        if self.masks is not None:
-            return self.masks.regions[None]
-        if self.maps is None or not self.maps.maps:
+        None where no subject acts at this sigma or no row is conditional.
+        """
+        if "uuids" not in options:
+            self.say("another node runs the model without the sampler's conditionings. Its rows get no subject.")
             return None
-        maps = next(reversed(self.maps.maps.values()))
-        return separate(maps.flatten(2)).view_as(maps).cpu()
+        sigma = float(options["sigmas"][0])
+        acting = frozenset(i for i, (first, last) in enumerate(self.ranges) if last < sigma <= first)
+        parts = [self.conditionings.get(uuid) for uuid in options["uuids"]]
+        known = tuple(dict.fromkeys(part for part in parts if part is not None))
+        if not any(acting.intersection(part.subjects) for part in known):
+            return None
+        count = count or len(parts) * len((*windows(options), range(self.batch))[0])
+        rows = call_rows(parts, count, self.batch, options)
+        if rows is None:
+            rows = rows_by_text(text, known, [part.text for part in known])
+
+        def keys(block: BlockKey) -> tuple[tuple[Conditioning, ...], list[Tensor]]:
+            to_k = self.module(model, block).to_k
+            return known, [to_k(part.text.to(device, model.get_dtype_inference())) for part in known]
+
+        device = next(iter(self.projections.of(model).values()))[0].device
+        call = Call(rows, tuple(options["cond_or_uncond"]), size)
+        step = Step(call, acting, self.lengths, self.latent, self.routing, known, keys, self.say)
+        return step.prepare(device)
+
+
+def doubts(
+    subjects: Sequence[Subject], conditionings: Iterable[Conditioning], routing: routings.Routing
+) -> Iterator[str]:
+    """What a run's prompts and subjects leave open, in words."""
+    conditionings = list(conditionings)
+    for who in dict.fromkeys(who for conditioning in conditionings for who in conditioning.missing):
+        yield (
+            f"positive: a prompt calls subject {who} of its text node, which the model does not carry; it gets its "
+            "text alone. Give Apply MM-Diff to Model and MM-Diff Text Encode the same subjects."
+        )
+    called = {subject for conditioning in conditionings for subject in conditioning.subjects}
+    for index, subject in enumerate(subjects):
+        if index not in called:
+            yield (
+                f"subjects: no positive prompt calls subject {index + 1}"
+                + (f" ('{subject.name}')" if subject.name else "")
+                + f" of the model, so it is in no picture. Put <|subj:{index + 1}|> after its class word in a prompt "
+                "of MM-Diff Text Encode or Apply MM-Diff. (ConditioningConcat and ConditioningAverage keep only the "
+                "triggers of conditioning_to.)"
+            )
+    if routing.name == AUTO and any(not c.triggers and len(c.subjects) > 1 for c in conditionings):
+        yield (
+            "positive: a prompt has no triggers, so routing 'auto' cannot read its regions and is 'off' there. Write "
+            "it in MM-Diff Text Encode or Apply MM-Diff; with ConditioningConcat or ConditioningAverage, connect that "
+            "one to conditioning_to."
+        )
 
 
 def with_image(replaces: dict[str, dict], image: Projected) -> dict[str, dict]:
@@ -212,21 +263,3 @@ def with_image(replaces: dict[str, dict], image: Projected) -> dict[str, dict]:
         for block, patch in replaces["attn2"].items()
     }
     return {**replaces, "attn2": attn2}
-
-
-def conditional(conds: dict[str, list[dict]]) -> tuple[dict[object, dict], dict[int, tuple]]:
-    """The conditionings of a run that are not negative, by uuid, and the class words of their embeddings, by identity.
-
-    Where one side is restricted to an area, ComfyUI gives the other a copy with the same uuid but its own embeddings;
-    the copies get uuids of their own here.
-    """
-    seen, positive, words = set(), {}, {}
-    for name, entries in conds.items():
-        for cond in entries:
-            if cond["uuid"] in seen:
-                cond["uuid"] = uuid4()
-            seen.add(cond["uuid"])
-            if "negative" not in name:
-                positive[cond["uuid"]] = cond
-                words.setdefault(id(cond["model_conds"]["c_crossattn"]), cond.get(CLASS_WORDS, ()))
-    return positive, words

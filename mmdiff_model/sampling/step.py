@@ -1,118 +1,173 @@
 """One model call of a sampling run: what its cross-attentions are to do, decided before the call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .attention import image_attention, text_attention
+from .attention import Attention
+from .conditionings import Conditioning
 from .projection import BlockKey
-from .routing import Chunk, MaskRouting, Routed, route
-from .routing.auto import AttentionMaps
+from .routing import Part, Routed, Routing, route
+from .rows import UNKNOWN, Call, Row, coupled_rows, is_coupled, rows_by_text
+
+Keys = Callable[[BlockKey], tuple[Sequence[Conditioning], list[Tensor]]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the cross-attentions of one model call do with each part of the batch.
+    """What the cross-attentions of one model call do with each row of the batch.
 
-    chunks: the parts in order, None where unconditional; by_index: those of coupled rows, by cond index.
-    subjects: those that act, with `lengths` tokens each; keys: their tokens (None: all there are).
-    latent: (H, W) of the whole picture. masks or maps route, where there is routing; `routed` keeps what they gave.
+    acting: subjects that act at this sigma; lengths: tokens of all subjects; latent: (H, W) of the whole picture.
+    keys: gives the call's conditionings and their texts' keys in a block; say: tells people something once a run.
+    `routed` keeps what routing gave.
     """
 
-    chunks: list[Chunk | None]
-    by_index: dict[int, Chunk | None]
-    subjects: tuple[int, ...]
+    call: Call
+    acting: frozenset[int]
     lengths: tuple[int, ...]
-    keys: Tensor | None
     latent: tuple[int, int]
-    masks: MaskRouting | None
-    maps: AttentionMaps | None
+    routing: Routing
+    conditionings: tuple[Conditioning, ...] = ()
+    keys: Keys | None = None
+    say: Callable[[str], None] = lambda message: None
+    tokens: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
     routed: dict[tuple, Routed | None] = field(default_factory=dict)
 
+    def prepare(self, device: torch.device) -> "Step":
+        """Groups the call's rows and looks up their subjects' tokens, before a trace begins."""
+        owners = torch.cat([torch.full((length,), i) for i, length in enumerate(self.lengths)])
+        for subjects in {self.subjects(conditioning) for conditioning in self.conditionings}:
+            if 0 < len(subjects) < len(self.lengths):
+                self.tokens[subjects] = torch.isin(owners, torch.tensor(subjects)).nonzero()[:, 0].to(device)
+        self.parts.extend(self.group(self.call.rows))
+        for part in self.parts:
+            missing = self.routing.lacks(part) if part.subjects else None
+            if missing:
+                h, w = self.call.size
+                self.say(
+                    f"rows of {w} x {h} latents beside the picture's {self.latent[1]} x {self.latent[0]} do not tell "
+                    f"{missing} (tiles or windows of another node). They are routed 'off', routing "
+                    f"'{self.routing.name}' needs it. Sample without that node, or one subject per pass."
+                )
+        return self
+
     @property
-    def layout(self) -> str:
+    def trace(self) -> str:
         """What a trace of this call depends on, beside its tensors."""
-        read = self.maps and sorted(chunk.conditioning for chunk in self.maps.maps)
-        parts = self.chunks, self.by_index, self.subjects, self.lengths, self.latent
-        return repr((*parts, self.keys is None, self.masks is None, read))
+        parts = [(part.rows, part.subjects, self.routing.trace(part)) for part in self.parts]
+        return repr((parts, self.call.indices, len(self.call.rows), self.acting, self.lengths))
 
-    def attend(
-        self,
-        block: BlockKey,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        image: tuple[Tensor, Tensor],
-        previous: Callable | None,
-        extra_options: dict,
-    ) -> Tensor:
-        """Text attention (b, h w, width), with the image term added to the conditional rows and to no other."""
-        parts = [
-            (rows, chunk and self.route(block, q[rows], k[rows], chunk, extra_options), chunk)
-            for rows, chunk in self.parts(len(q), extra_options)
-        ]
-        out = self.text(q, k, v, parts, previous, extra_options)
-        if self.keys is not None:
-            image = tuple(x[:, self.keys] for x in image)
-        for rows, routed, chunk in parts:
-            if routed is not None:
-                term = routed.gate * image_attention(q[rows], *image, extra_options, routed.image_bias)
-                out = add_rows(out, rows, term)
-            elif chunk is not None:
-                out = add_rows(out, rows, image_attention(q[rows], *image, extra_options))
+    def attend(self, attention: Attention) -> Tensor:
+        """Text attention (b, h w, width), with the image term added to the rows of subjects and to no other."""
+        parts = self.parts_of(attention)
+        routes = [self.route(attention, number, part, len(parts)) for number, part in enumerate(parts)]
+        out = self.text(attention, parts, routes)
+        for part, routed in zip(parts, routes, strict=True):
+            if not part.subjects:
+                continue
+            tokens = self.tokens.get(part.subjects)
+            if routed is None:
+                term = attention.image_term(part.rows, tokens)
+            else:
+                term = routed.gate * attention.image_term(part.rows, tokens, routed.image_bias)
+            out = add_rows(out, part.rows, term)
         return out
 
-    def text(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        parts: list[tuple[slice, Routed | None, Chunk | None]],
-        previous: Callable | None,
-        extra_options: dict,
-    ) -> Tensor:
+    def text(self, attention: Attention, parts: list[Part], routes: list[Routed | None]) -> Tensor:
         """The text branch with class words kept out of other regions; in `previous`, by the difference that makes."""
-        biases = [routed and routed.text_bias for _, routed, _ in parts]
+        biases = [routed and routed.text_bias for routed in routes]
         if all(bias is None for bias in biases):
-            return text_attention(q, k, v, extra_options) if previous is None else previous(q, k, v, extra_options)
-        rows = [rows for rows, _, _ in parts]
-        if previous is None:
-            return torch.cat(
-                [text_attention(q[r], k[r], v[r], extra_options, bias) for r, bias in zip(rows, biases, strict=True)]
-            )
-        out = previous(q, k, v, extra_options)
-        for r, bias in zip(rows, biases, strict=True):
+            return attention.as_without_ours()
+        if attention.previous is None:
+            return torch.cat([attention.text(part.rows, bias) for part, bias in zip(parts, biases, strict=True)])
+        out = attention.as_without_ours()
+        for part, bias in zip(parts, biases, strict=True):
             if bias is not None:
-                text = q[r], k[r], v[r], extra_options
-                out = add_rows(out, r, text_attention(*text, bias) - text_attention(*text))
+                out = add_rows(out, part.rows, attention.text(part.rows, bias) - attention.text(part.rows))
         return out
 
-    def parts(self, batch: int, extra_options: dict) -> list[tuple[slice, Chunk | None]]:
-        """The batch as slices with their chunks. Attention couples lengthen the batch and publish its true layout."""
-        layout = extra_options.get("cond_or_uncond_couple") or extra_options.get("cond_or_uncond_hook_couple")
-        chunks = self.chunks if layout is None else [self.by_index.get(index) for index in layout]
-        size = batch // len(chunks)
-        return [(slice(i * size, (i + 1) * size), chunk) for i, chunk in enumerate(chunks)]
-
-    def route(self, block: BlockKey, q: Tensor, k: Tensor, chunk: Chunk, extra_options: dict) -> Routed | None:
-        """How this attention is routed; None for one softmax over all subjects at every pixel."""
-        size = tuple(extra_options["activations_shape"][2:])
-        key = (size, chunk, self.subjects, k.shape[1])
-        if self.maps is not None and block in self.maps.blocks and self.maps.readable(chunk, len(self.subjects)):
-            self.maps.read(chunk, q, k, extra_options["n_heads"], size)
+    def route(self, attention: Attention, number: int, part: Part, count: int) -> Routed | None:
+        """How the rows of the number-th of `count` parts are routed; None for all subjects at every pixel."""
+        if not part.subjects:
+            return None
+        if self.routing.read(attention, part):
             self.routed.clear()
+        keys = attention.k.shape[1]
+        key = (attention.size, number, count, keys)
         if key not in self.routed:
-            weights = None
-            if self.masks is not None:
-                weights = self.masks.weights(*size, chunk.area, self.latent)[:, list(self.subjects)].to(q.device)
-            elif self.maps is not None:
-                weights = self.maps.weights(chunk, size)
-            self.routed[key] = None
+            weights = self.routing.weights(part, attention.size, self.latent)
             if weights is not None:
-                self.routed[key] = route(weights, self.lengths, chunk.words, chunk.length, k.shape[1], q.dtype)
+                lengths = [self.lengths[subject] for subject in part.subjects]
+                weights = route(weights.to(attention.q.device), lengths, part, keys, attention.q.dtype)
+            self.routed[key] = weights
         return self.routed[key]
+
+    def parts_of(self, attention: Attention) -> list[Part]:
+        """The parts of one attention's batch, which a neighbour may have lengthened or split."""
+        count = len(attention.q)
+        if count == len(self.call.rows) and not is_coupled(attention):
+            return self.parts
+        rows = coupled_rows(self.call, attention)
+        if rows is None and not is_coupled(attention):
+            rows = rows_by_text(attention.k, *self.keys(attention.block))
+            if count * len(self.call.indices) == len(self.call.rows) and UNKNOWN not in rows:
+                pictures = [row.picture for row in self.call.rows[:count]]
+                rows = [row._replace(picture=picture) for row, picture in zip(rows, pictures, strict=True)]
+        return self.group(rows or (UNKNOWN,) * count)
+
+    def group(self, rows: Sequence[Row]) -> list[Part]:
+        """Consecutive rows that are treated alike; where routed, of one conditioning and each picture once."""
+        if any(row is UNKNOWN for row in rows):
+            self.say(
+                f"a batch of {len(rows)} rows beside the sampler's {len(self.call.rows)} does not tell which prompt "
+                "each is of (another node changed the batch). Those rows get no subject. Sample without that node."
+            )
+        groups: list[list[Row]] = []
+        for row in rows:
+            last = groups[-1] if groups else None
+            if last and self.alike(last[-1], row) and not (self.routing.apart and self.again(last, row)):
+                last.append(row)
+            else:
+                groups.append([row])
+        parts, start = [], 0
+        for group in groups:
+            parts.append(self.part(slice(start, start + len(group)), group))
+            start += len(group)
+        return parts
+
+    def subjects(self, conditioning: Conditioning | None) -> tuple[int, ...]:
+        """Those that it calls and that act now."""
+        return () if conditioning is None else tuple(s for s in conditioning.subjects if s in self.acting)
+
+    def alike(self, a: Row, b: Row) -> bool:
+        if not self.routing.apart:
+            return self.subjects(a.conditioning) == self.subjects(b.conditioning)
+        return (a.conditioning, a.own) == (b.conditioning, b.own)
+
+    def again(self, group: list[Row], row: Row) -> bool:
+        return row.picture is not None and row.picture in [other.picture for other in group]
+
+    def part(self, rows: slice, group: list[Row]) -> Part:
+        conditioning = group[0].conditioning
+        subjects = self.subjects(conditioning)
+        if not subjects or not self.routing.apart:
+            return Part(rows, subjects)
+        pictures = tuple(row.picture for row in group)
+        words = [(subjects.index(s), position) for s, position in conditioning.words if s in subjects]
+        place = conditioning.place(self.call.size, self.latent)
+        return Part(
+            rows,
+            subjects,
+            tuple(words) if group[0].own else (),
+            conditioning.period,
+            conditioning.number,
+            place,
+            None if None in pictures else pictures,
+            whole=conditioning.area is None and place is not None,
+        )
 
 
 def add_rows(out: Tensor, rows: slice, term: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..sampling.attention import Attention, attention_maps
 from ..sampling.projection import BlockKey
+from ..sampling.routing import log_weight
 
 Constraint = Literal["balance", "masked", "none"]
 BALANCE, MASKED, NONE = get_args(Constraint)
@@ -42,7 +44,7 @@ def masked(maps: Tensor, masks: Tensor, present: Tensor) -> Tensor:
 
 def word_maps(q: Tensor, k: Tensor, heads: int, positions: Tensor) -> Tensor:
     """Attention of q (b, h w, width) to the tokens at positions (b, s) of k (b, 77, width): (b, s, h w)."""
-    attention = _attention(q, k, heads)
+    attention = attention_maps(q, k, heads)
     return attention.gather(2, positions[:, None].expand(-1, attention.shape[1], -1)).transpose(1, 2)
 
 
@@ -53,7 +55,7 @@ def subject_maps(q: Tensor, k: Tensor, heads: int, bias: Tensor, subjects: int) 
     of absent subjects out of the softmax.
     """
     tokens = bias.shape[-1]
-    attention = _attention(q, k, heads, nn.functional.pad(bias.float(), (0, k.shape[1] - tokens)))
+    attention = attention_maps(q, k, heads, nn.functional.pad(bias.float(), (0, k.shape[1] - tokens)))
     of_subjects = rearrange(attention[..., :tokens], "b p (s n) -> b s p n", s=subjects).sum(dim=-1)
     return of_subjects, attention[..., tokens:].sum(dim=-1)[:, None]
 
@@ -72,15 +74,20 @@ class AttentionConstraint:
         self.image = image & (image.sum(dim=1, keepdim=True) > 1) if kind == BALANCE else image
         self.terms: dict[str, dict[BlockKey, Tensor]] = {"text": {}, "image": {}}
 
-    def read(self, block: BlockKey, q: Tensor, k_text: Tensor, k_image: Tensor, bias: Tensor, options: dict) -> None:
-        """Adds one cross-attention of q (b, h w, width), once: gradient checkpointing runs it a second time."""
-        masks = nn.functional.interpolate(self.masks, tuple(options["activations_shape"][2:]), mode="area").flatten(2)
-        words = word_maps(q, k_text, options["n_heads"], self.positions)
+    def read(self, attention: Attention, present: Tensor) -> None:
+        """Adds one cross-attention, once: gradient checkpointing runs it a second time.
+
+        present (b, s): the subjects whose tokens are among the image keys.
+        """
+        block, q, k_image, heads = attention.block, attention.q, attention.image[0], attention.heads
+        masks = nn.functional.interpolate(self.masks, attention.size, mode="area").flatten(2)
+        bias = log_weight(present.float()).repeat_interleave(k_image.shape[1] // present.shape[1], dim=1)[:, None, None]
+        words = word_maps(q, attention.k, heads, self.positions)
         self.terms["text"].setdefault(block, self.formula(words, masks, self.text))
         background = self.background.get(block)
         if background is not None:
             k_image = torch.cat((k_image, background.expand(len(q), -1, -1)), dim=1)
-        subjects, rest = subject_maps(q, k_image, options["n_heads"], bias, masks.shape[1])
+        subjects, rest = subject_maps(q, k_image, heads, bias, masks.shape[1])
         term = self.formula(subjects, masks, self.image)
         if background is not None:
             behind = (1 - (masks * self.image[..., None]).sum(dim=1, keepdim=True)).clamp(min=0)
@@ -90,12 +97,6 @@ class AttentionConstraint:
     def total(self) -> dict[str, Tensor]:
         """Means over the cross-attentions: of the text maps and of the image maps."""
         return {kind: torch.stack(list(terms.values())).mean() for kind, terms in self.terms.items()}
-
-
-def _attention(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (q, k))
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    return (scores if bias is None else scores + bias).softmax(dim=-1).mean(dim=1)
 
 
 def _mean(values: Tensor, present: Tensor) -> Tensor:

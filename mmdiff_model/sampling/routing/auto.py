@@ -5,44 +5,77 @@ over layers and steps, and turned into weights that fall back towards one (`off`
 overlap.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..attention import Attention, attention_maps
 from ..projection import BlockKey
-from . import Chunk
+from .weights import Part, Routing
 
 KEEP = 0.8
 SHARPNESS = 4.0
 
 
-class AttentionMaps:
-    """A run's maps: class word attention (b, subjects, h, w) of each conditional part of the batch."""
+class Auto(Routing):
+    """A run's maps: class word attention (b, subjects, h w) of every conditioning and window of pictures."""
+
+    apart, name = True, "auto"
 
     def __init__(self, blocks: Iterable[BlockKey]):
         self.blocks = frozenset(blocks)
-        self.maps: dict[object, Tensor] = {}
+        self.maps: dict[Hashable, Tensor] = {}
 
-    def readable(self, chunk: Chunk, subjects: int) -> bool:
-        """Maps are read of a whole picture with at least two subjects, each with a class word."""
-        return subjects > 1 and chunk.area is None and len({subject for subject, _ in chunk.words}) == subjects
+    def lacks(self, part: Part) -> str | None:
+        if len(part.subjects) < 2 or (part.whole and part.pictures is not None):
+            return None
+        return "which of the batch's whole pictures they are"
 
-    def read(self, chunk: Chunk, q: Tensor, k: Tensor, heads: int, size: tuple[int, int]) -> None:
-        """Adds one layer's attention of q (b, h w, width) to the class words among k (b, 77 c, width)."""
-        seen = smooth(rearrange(word_attention(q, k, heads, chunk.words), "b s (h w) -> b s h w", h=size[0]))
-        before = self.maps.get(chunk)
+    def readable(self, part: Part) -> bool:
+        """Maps are read of whole known pictures with at least two subjects, each with a class word."""
+        words = {subject for subject, _ in part.words}
+        return len(part.subjects) > 1 and len(words) == len(part.subjects) and self.lacks(part) is None
+
+    def read(self, attention: Attention, part: Part) -> bool:
+        """Adds one layer's attention to the class words."""
+        if attention.block not in self.blocks or not self.readable(part):
+            return False
+        q, k = attention.q[part.rows], attention.k[part.rows]
+        seen = word_attention(q, k, attention.heads, part.words)
+        seen = smooth(rearrange(seen, "b s (h w) -> b s h w", h=attention.size[0]))
+        before = self.maps.get(key(part))
         if before is not None and before.shape == seen.shape:
             seen = torch.lerp(seen, before, KEEP)
-        self.maps[chunk] = seen
+        self.maps[key(part)] = seen
+        return True
 
-    def weights(self, chunk: Chunk, size: tuple[int, int]) -> Tensor | None:
-        """(b, subjects, h w) at another resolution, or None before anything was read."""
-        maps = self.maps.get(chunk)
+    def weights(self, part: Part, size: tuple[int, int], latent: tuple[int, int]) -> Tensor | None:
+        maps = self.maps.get(key(part))
         if maps is None:
             return None
         return separate(nn.functional.interpolate(maps, size, mode="bilinear").flatten(2))
+
+    def trace(self, part: Part) -> Hashable:
+        return part.words, part.period, part.place, key(part), tuple(self.maps)
+
+    def decided(self, batch: int, subjects: int) -> Tensor | None:
+        """The last weights of each picture and subject; nothing where a subject was never read."""
+        if not self.maps:
+            return None
+        size = next(reversed(self.maps.values())).shape[2:]
+        record = torch.zeros(batch, subjects, *size)
+        for (_, acting, pictures), maps in self.maps.items():
+            if maps.shape[2:] == size:
+                weights = separate(maps.flatten(2)).view_as(maps).cpu()
+                for number, subject in enumerate(acting):
+                    record[list(pictures), subject] = weights[:, number]
+        return record
+
+
+def key(part: Part) -> Hashable:
+    return part.conditioning, part.subjects, part.pictures
 
 
 def reading_blocks(widths: dict[BlockKey, int]) -> list[BlockKey]:
@@ -58,8 +91,7 @@ def reading_blocks(widths: dict[BlockKey, int]) -> list[BlockKey]:
 
 def word_attention(q: Tensor, k: Tensor, heads: int, words: Sequence[tuple[int, int]]) -> Tensor:
     """Attention to each subject's class words (subject, position), mean over words and heads: (b, subjects, h w)."""
-    q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (q, k))
-    attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+    attention = attention_maps(q, k, heads)
     positions = {subject: [position for owner, position in words if owner == subject] for subject, _ in sorted(words)}
     return torch.stack([attention[..., found].mean(dim=-1) for found in positions.values()], dim=1)
 

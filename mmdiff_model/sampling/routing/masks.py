@@ -1,0 +1,47 @@
+"""Regions given as masks."""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .weights import Part, Routing
+
+
+class Masks(Routing):
+    """Regions (H, W), one for each subject. A subject without one may go wherever no other subject's region is."""
+
+    apart, name = True, "masks"
+
+    def __init__(self, regions: Sequence[Tensor | None]):
+        given = [region for region in regions if region is not None]
+        size = tuple(max(region.shape[axis] for region in given) for axis in (0, 1))
+        given = [None if region is None else resize_region(region, *size) for region in regions]
+        rest = 1 - torch.stack([region for region in given if region is not None]).amax(dim=0)
+        self.regions = torch.stack([rest if region is None else region for region in given])
+
+    def lacks(self, part: Part) -> str | None:
+        return None if part.place is not None else "where in the picture they are"
+
+    def weights(self, part: Part, size: tuple[int, int], latent: tuple[int, int]) -> Tensor | None:
+        if self.lacks(part):
+            return None
+        rows, columns = self.regions.shape[1] / latent[0], self.regions.shape[2] / latent[1]
+        h, w, y, x = part.place
+        regions = self.regions[
+            list(part.subjects),
+            round(y * rows) : max(round((y + h) * rows), round(y * rows) + 1),
+            round(x * columns) : max(round((x + w) * columns), round(x * columns) + 1),
+        ]
+        return nn.functional.interpolate(regions[None], size, mode="area").flatten(2)
+
+    def trace(self, part: Part) -> Hashable:
+        return part.words, part.period, part.place
+
+    def decided(self, batch: int, subjects: int) -> Tensor:
+        return self.regions[None]
+
+
+def resize_region(region: Tensor, height: int, width: int) -> Tensor:
+    """(h, w) -> (height, width) by area means: a border that falls between pixels stays sharp."""
+    return nn.functional.interpolate(region[None, None], (height, width), mode="area")[0, 0]
