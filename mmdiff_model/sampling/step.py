@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .attention import image_attention, text_attention
+from .attention import text_attention
+from .image_term import add_image_term
 from .projection import BlockKey
 from .routing import Chunk, MaskRouting, Routed, route
 from .routing.auto import AttentionMaps
@@ -58,10 +59,10 @@ class Step:
             image = tuple(x[:, self.keys] for x in image)
         for rows, routed, chunk in parts:
             if routed is not None:
-                term = routed.gate * image_attention(q[rows], *image, extra_options, routed.image_bias)
-                out = add_rows(out, rows, term)
+                bias, gate = routed.image_bias, routed.gate
+                out = add_image_term(out, rows, q, *image, extra_options["n_heads"], bias, gate)
             elif chunk is not None:
-                out = add_rows(out, rows, image_attention(q[rows], *image, extra_options))
+                out = add_image_term(out, rows, q, *image, extra_options["n_heads"])
         return out
 
     def text(
