@@ -13,6 +13,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from einops import rearrange
 from torch import Tensor
 
+from .image_term import add_image_term
 from .projection import BlockKey
 
 STEP = "mmdiff"  # the option that tells attentions of one model call what to do
@@ -52,19 +53,23 @@ class Attention(NamedTuple):
     def text(self, rows: slice, bias: Tensor | None = None) -> Tensor:
         """The host's own attention of some rows; bias (b, 1, h w, keys) is added to the scores."""
         own = {} if self.own is None else {"preferred_attention": self.own}
-        return self._attend(self.q[rows], self.k[rows], self.v[rows], bias, **own)
-
-    def image_term(self, rows: slice, tokens: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Some rows' attention to the subject tokens of those numbers (None: all); bias (b, 1, h w, m)."""
-        q = self.q[rows]
-        k, v = (side if tokens is None else side[:, tokens] for side in self.image)
-        return self._attend(q, k.expand(len(q), -1, -1), v.expand(len(q), -1, -1), bias)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **how) -> Tensor:
         precision = self.options.get("attn_precision")
+        q, k, v = (x[rows] for x in (self.q, self.k, self.v))
         return optimized_attention(
-            q, k, v, self.heads, mask=mask, attn_precision=precision, transformer_options=self.options, **how
+            q, k, v, self.heads, mask=bias, attn_precision=precision, transformer_options=self.options, **own
         )
+
+    def add_image_term(
+        self,
+        out: Tensor,
+        rows: slice,
+        tokens: Tensor | None = None,
+        bias: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """`out` with some rows' attention to the subject tokens of those numbers (None: all); see image_term.py."""
+        k, v = (side if tokens is None else side[:, tokens] for side in self.image)
+        return add_image_term(out, rows, self.q, k, v, self.heads, bias, gate)
 
 
 class MultimodalCrossAttention:

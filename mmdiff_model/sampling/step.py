@@ -68,12 +68,8 @@ class Step:
         for part, routed in zip(parts, routes, strict=True):
             if not part.subjects:
                 continue
-            tokens = self.tokens.get(part.subjects)
-            if routed is None:
-                term = attention.image_term(part.rows, tokens)
-            else:
-                term = routed.gate * attention.image_term(part.rows, tokens, routed.image_bias)
-            out = add_rows(out, part.rows, term)
+            routing = () if routed is None else (routed.image_bias, routed.gate)
+            out = attention.add_image_term(out, part.rows, self.tokens.get(part.subjects), *routing)
         return out
 
     def text(self, attention: Attention, parts: list[Part], routes: list[Routed | None]) -> Tensor:
