@@ -89,7 +89,7 @@ def check_triggers(prompt: str, subjects: int) -> None:
         if match[1] is not None and (not label or label.isdecimal() and _number(label) not in range(1, subjects + 1)):
             raise _unknown(prompt, match, [""] * subjects)
     if left := ALMOST.search(strip_triggers(prompt)):
-        raise PromptError(prompt, f"a trigger is mistyped, after \"{strip_triggers(prompt)[: left.start()][-BEFORE:]}\"")
+        raise PromptError(prompt, f'a trigger is mistyped, after "{strip_triggers(prompt)[: left.start()][-BEFORE:]}"')
 
 
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:

@@ -62,6 +62,7 @@ def encode_text(
     """
     clip = with_text_lora(clip, checkpoint)
     words = find_class_words(clip, positive, trigger_subjects(positive, [subject.name for subject in subjects]))
+    tokenize(clip, negative, "negative")
     fuse = TextFusion(clip, checkpoint, subjects)
     encoded = TextEncoding([], [])
     for phase in (schedule or Schedule()).phases(subjects):
@@ -159,7 +160,7 @@ def _last_token(clip: CLIP, word: str, before: list, clean: list) -> tuple[int, 
     if shared < len(before):
         rest = [token for _, token in clean[shared:]]
         if not rest or not _text(clip, rest).startswith(_text(clip, before[shared:])):
-            raise ValueError("stands inside of a weight or a name, which is read in another way there")
+            raise ValueError("stands inside of a weight, a name or a letter, and is read as a part of it,")
     return clean[min(shared, len(before) - 1)][0]
 
 

@@ -6,7 +6,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..mmdiff_model.subject_file import load_subject, save_subject
-from .apply import check_range, range_inputs
+from .apply import range_inputs
+from .checks import check_finite, check_range, plain_errors, validation
 from .folders import find, new_file, plain_name, register, state_of
 from .images import check_mask
 from .sockets import MMDiffSubject
@@ -62,6 +63,7 @@ class MMDiffSubjectRegion(io.ComfyNode):
         cls, subject, strength: float, name: str, start_percent: float, end_percent: float, mask=None
     ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
+        check_finite(strength=strength)
         name = plain_name("name", name, "cannot stand in a trigger") if name.strip() else ""
         if mask is not None:
             mask = check_mask("mask", mask)
@@ -81,6 +83,10 @@ class MMDiffSubjectRegion(io.ComfyNode):
                 end_percent=end_percent,
             )
         )
+
+    @classmethod
+    def validate_inputs(cls, start_percent=None, end_percent=None) -> bool | str:
+        return validation(lambda: check_range(start_percent, end_percent))
 
 
 class MMDiffSaveSubject(io.ComfyNode):
@@ -133,6 +139,7 @@ class MMDiffLoadSubject(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, file: str) -> io.NodeOutput:
         subject = load_subject(find(FOLDER, file, "file"))
         shown = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)
