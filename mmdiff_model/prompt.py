@@ -29,7 +29,8 @@ class PromptError(ValueError):
             near = prompt[max(0, place - BEFORE) : place + AFTER]
             problem += f' at "{near}"' if near != prompt else ""
         quoted = prompt if len(prompt) <= QUOTED else f"{prompt[:QUOTED]}..."
-        super().__init__(f'positive: {problem} in "{quoted}". {WHERE}')
+        message = f'positive: {problem} in "{quoted}". {WHERE}'
+        super().__init__(message.encode(errors="replace").decode())  # half an emoji in a message ends ComfyUI's worker
 
 
 def strip_triggers(prompt: str) -> str:

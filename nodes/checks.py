@@ -6,7 +6,7 @@ Autogrow input arrives with its connected names alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 PACK = __package__.rpartition(".")[0]
@@ -57,7 +57,7 @@ def check_range(start_percent: float | None, end_percent: float | None) -> None:
         )
 
 
-def check_choice(name: str, value: str | None, options: list[str]) -> None:
+def check_option(name: str, value: str | None, options: Sequence[str]) -> None:
     """Raises ValueError unless a combo's value is one of its options; None is a linked input, not known yet."""
     if value is not None and value not in options:
         raise ValueError(f"{name}: '{value}' is not one of {', '.join(options)}. Choose one of them.")

@@ -220,6 +220,12 @@ def test_numbers_and_names_that_could_be_taken_for_another(prompt, names, proble
     assert len(str(error.value)) < 700
 
 
+def test_half_an_emoji_does_not_stand_in_a_message():
+    with pytest.raises(PromptError) as error:
+        trigger_subjects("a man \ud83d", [""])
+    assert 'in "a man ?"' in str(error.value)
+
+
 def test_a_long_prompt_is_quoted_at_the_place(tiny):
     with pytest.raises(PromptError, match='at ".*the end, <.subj.> here" in "a man') as error:
         found_places(tiny, "a man " * 200 + "at the end, <|subj|> here")
