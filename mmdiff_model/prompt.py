@@ -12,6 +12,7 @@ from collections.abc import Sequence
 PLAIN_TRIGGER = "<|subj|>"
 TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
 ALMOST = re.compile(r"<\|\s*subj", re.IGNORECASE)  # what a trigger with a typing mistake leaves in the text
+EMBEDDING = re.compile(r"(?:(?<=[\s()])|\A)embedding:\S*\Z")  # a class word that is one; its name ends at white space
 NUMBER_DIGITS = 4  # more do not number a subject, and Python refuses to read some thousands
 QUOTED, BEFORE, AFTER = 200, 30, 16  # characters of a prompt, and around a place in it, that an error quotes
 WHERE = (
@@ -38,16 +39,26 @@ def strip_triggers(prompt: str) -> str:
     return TRIGGER.sub("", prompt)
 
 
-def trigger_places(prompt: str) -> list[int]:
-    """Where each trigger stood, as a position in the prompt without triggers."""
-    places, removed = [], 0
+def class_word_ends(prompt: str) -> list[int]:
+    """Where each trigger's class word ends in the prompt without triggers. Raises PromptError where no word does."""
+    text, ends, removed = strip_triggers(prompt), [], 0
     for match in TRIGGER.finditer(prompt):
-        places.append(match.start() - removed)
+        end = _word_end(text, match.start() - removed)
         removed += len(match[0])
-    return places
+        if not end:
+            raise PromptError(prompt, "a trigger has no word before it", match.start())
+        if not _is_of_a_word(text[end - 1]) and not EMBEDDING.search(text, 0, end):
+            raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word", match.start())
+        ends.append(end)
+    return ends
 
 
-def word_end(text: str, place: int) -> int:
+def _is_of_a_word(char: str) -> bool:
+    """Letters and digits of any script, marks on them, and emojis."""
+    return char.isalnum() or not char.isascii() and unicodedata.category(char)[0] not in "PZC"
+
+
+def _word_end(text: str, place: int) -> int:
     """Where the word before a place ends: white space, invisible characters and the ends of weights are passed over."""
     while place:
         char = text[place - 1]
@@ -75,8 +86,8 @@ def _weight_start(text: str, end: int) -> int:
 def check_triggers(prompt: str, subjects: int) -> None:
     """What can be said of a prompt before the subjects are known, but for their number.
 
-    Raises PromptError without a trigger, with more plain ones than subjects, on an unknown number, and on a mistyped
-    one.
+    Raises PromptError without a trigger, with more plain ones than subjects, on an unknown number, a mistyped one, and
+    on one without a word before it.
     """
     found = list(TRIGGER.finditer(prompt))
     if not found:
@@ -89,8 +100,9 @@ def check_triggers(prompt: str, subjects: int) -> None:
         label = (match[1] or "").strip()
         if match[1] is not None and (not label or label.isdecimal() and _number(label) not in range(1, subjects + 1)):
             raise _unknown(prompt, match, [""] * subjects)
-    if left := ALMOST.search(strip_triggers(prompt)):
-        raise PromptError(prompt, f'a trigger is mistyped, after "{strip_triggers(prompt)[: left.start()][-BEFORE:]}"')
+    if left := ALMOST.search(text := strip_triggers(prompt)):
+        raise PromptError(prompt, f'a trigger is mistyped, after "{text[: left.start()][-BEFORE:]}"')
+    class_word_ends(prompt)
 
 
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:

@@ -3,8 +3,6 @@
 ComfyUI's tokenised prompt may hold a vector in place of a token id, so the text encoders themselves stay untouched.
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +13,11 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .lora import add_lora, text_patches
-from .prompt import TRIGGER, PromptError, strip_triggers, trigger_places, trigger_subjects, word_end
+from .prompt import EMBEDDING, TRIGGER, PromptError, class_word_ends, strip_triggers, trigger_subjects
 from .schedule import Schedule
 from .subject import Subject
 
 MARKER, MARKER_ID = "<|startoftext|>", 49406
-EMBEDDING = re.compile(r"(?:(?<=[\s()])|^)embedding:\S*\Z")  # a class word that is one; its name ends at white space
 ENCODERS = ("l", "g")
 CHUNK = 77
 # conditioning entry: (subject, token position in the flat embeddings) of each fused class word
@@ -105,10 +102,7 @@ def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[s
     if any(_is_marker(token) for _, token in clean["l"]):
         raise PromptError(prompt, f"{MARKER} is the text encoders' own start mark and cannot stand as a word")
     words = {key: [] for key in ENCODERS}
-    for subject, match, place in zip(subjects, TRIGGER.finditer(prompt), trigger_places(prompt), strict=True):
-        end = word_end(text, place)
-        if not end:
-            raise PromptError(prompt, "a trigger has no word before it", match.start())
+    for subject, match, end in zip(subjects, TRIGGER.finditer(prompt), class_word_ends(prompt), strict=True):
         marked = tokenize(clip, text[:end] + (f" {MARKER}" if EMBEDDING.search(text[:end]) else MARKER) + text[end:])
         for key in ENCODERS:
             tokens = [token for _, token in _real_tokens(marked[key])]
@@ -150,11 +144,8 @@ def _last_token(clip: CLIP, word: str, before: list, clean: list) -> tuple[int, 
     """Chunk and position of the token that ends `word`, the text up to the marker; ValueError says what is wrong."""
     if not before:
         raise ValueError("has no word before it")
-    if not torch.is_tensor(before[-1]):
-        if not word[-1].isalnum() and (word[-1].isascii() or unicodedata.category(word[-1])[0] in "PZC"):
-            raise ValueError("stands after a punctuation mark, not after a word")
-        if name := EMBEDDING.search(word):
-            raise ValueError(f"follows {name[0]}, which ComfyUI does not find and leaves out of the prompt")
+    if not torch.is_tensor(before[-1]) and (name := EMBEDDING.search(word)):
+        raise ValueError(f"follows {name[0]}, which ComfyUI does not find and leaves out of the prompt")
     shared = next((i for i, (a, (_, b)) in enumerate(zip(before, clean, strict=False)) if not _same(a, b)), len(before))
     shared = min(shared, len(clean))
     if shared < len(before):

@@ -175,7 +175,11 @@ class MMDiffApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, subjects=None, positive=None, start_percent=None, end_percent=None) -> bool | str:
+    def validate_inputs(
+        cls, subjects=None, positive=None, start_percent=None, end_percent=None, enabled=True
+    ) -> bool | str:
+        if not enabled:  # off, or linked and not known yet
+            return True
         return validation(lambda: check_range(start_percent, end_percent), lambda: check_prompt(positive, subjects))
 
 

@@ -113,13 +113,20 @@ class MMDiffEvaluate(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, references=None, prompt=None, clip_model=None, dino_model=None, face_analysis=NOT_CONNECTED
+        cls,
+        references=None,
+        prompt=None,
+        clip_model=None,
+        dino_model=None,
+        face_analysis=NOT_CONNECTED,
+        filename_prefix=None,
     ) -> bool | str:
         faces = face_analysis is not NOT_CONNECTED
         return validation(
             lambda: check_option("clip_model", clip_model, model_names()),
             lambda: check_option("dino_model", dino_model, model_names()),
             lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces),
+            lambda: filename_prefix is None or check_prefix(filename_prefix),
         )
 
 

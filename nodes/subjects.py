@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..mmdiff_model.subject_file import load_subject, save_subject
 from .apply import range_inputs
 from .checks import check_finite, check_range, plain_errors, validation
-from .folders import file_name, find, new_file, plain_name, register, state_of
+from .folders import file_name, find, new_file, plain_name, register, shown, state_of
 from .images import check_mask
 from .sockets import MMDiffSubject
 
@@ -86,15 +86,15 @@ class MMDiffSubjectRegion(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name=None, start_percent=None, end_percent=None) -> bool | str:
-        return validation(
-            lambda: name is None or trigger_name(name), lambda: check_range(start_percent, end_percent)
-        )
+        return validation(lambda: name is None or trigger_name(name), lambda: check_range(start_percent, end_percent))
 
 
 def trigger_name(name: str) -> str:
     """The name as a trigger may give it, or none. Raises ValueError on another, and on a number, which is a place."""
     if name.strip().isdecimal():
-        raise ValueError(f"name: '{name}' is a number, and <|subj:{name.strip()}|> would call the subject in that place. Give it letters.")
+        raise ValueError(
+            f"name: '{shown(name)}' is a number, by which a trigger calls the subject in that place. Give it letters."
+        )
     return plain_name("name", name, "cannot stand in a trigger") if name.strip() else ""
 
 

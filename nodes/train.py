@@ -174,6 +174,7 @@ def told(before: int, steps: int) -> str:
         return f"This training was finished at step {before}. Raise steps to go on with it, or choose another name."
     return f"Trained from step {before} to {steps}." if before else f"Trained {steps} steps."
 
+
 @contextmanager
 def named_as_shown() -> Iterator[None]:
     """A training's errors with the node's inputs in place of the configuration's keys."""

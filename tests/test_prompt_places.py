@@ -174,7 +174,7 @@ def test_an_embedding_of_several_vectors_is_fused_at_its_last(prompt, tiny):
         ("a photo of embedding:nobody<|subj|> dancing", "follows embedding:nobody, which ComfyUI does not find"),
         ("a (man:1.2<|subj|>) in the sun", "stands inside of a weight"),
         ("a man<|subj|> <|startoftext|>", "own start mark"),
-        ("a <|startoftext|><|subj|> man", "own start mark"),
+        ("a <|StartOfText|> man<|subj|>", "own start mark"),
         ("a cafe<|subj|>\u0301 on a hill", "stands inside of a weight, a name or a letter"),
         ("a man :)<|subj|> in", "punctuation"),
         ("a man\u3002<|subj|> in", "punctuation"),
