@@ -6,11 +6,15 @@ wanted.
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 
 PLAIN_TRIGGER = "<|subj|>"
 TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
-WEIGHTED = re.compile(rf"((?:(?::[+-]?[\d.]+)?(?<!\\)\))*\s*){TRIGGER.pattern}")  # and the end of weights before it
+ALMOST = re.compile(r"<\|\s*subj", re.IGNORECASE)  # what a trigger with a typing mistake leaves in the text
+EMBEDDING = re.compile(r"(?:(?<=[\s()])|\A)embedding:\S*\Z")  # a class word that is one; its name ends at white space
+NUMBER_DIGITS = 4  # more do not number a subject, and Python refuses to read some thousands
+QUOTED, BEFORE, AFTER = 200, 30, 16  # characters of a prompt, and around a place in it, that an error quotes
 WHERE = (
     f"Put {PLAIN_TRIGGER} directly after the subject's class word, as in: a photo of a man{PLAIN_TRIGGER} on the beach"
 )
@@ -19,10 +23,15 @@ logger = logging.getLogger(__name__)
 
 
 class PromptError(ValueError):
-    """A trigger is missing or out of place; the message quotes the prompt."""
+    """A trigger is missing or out of place; the message quotes the prompt, and the part around a place in it."""
 
-    def __init__(self, prompt: str, problem: str):
-        super().__init__(f'positive: {problem} in "{prompt}". {WHERE}')
+    def __init__(self, prompt: str, problem: str, place: int | None = None):
+        if place is not None:
+            near = prompt[max(0, place - BEFORE) : place + AFTER]
+            problem += f' at "{near}"' if near != prompt else ""
+        quoted = prompt if len(prompt) <= QUOTED else f"{prompt[:QUOTED]}..."
+        message = f'positive: {problem} in "{quoted}". {WHERE}'
+        super().__init__(message.encode(errors="replace").decode())  # half an emoji in a message ends ComfyUI's worker
 
 
 def strip_triggers(prompt: str) -> str:
@@ -30,29 +39,86 @@ def strip_triggers(prompt: str) -> str:
     return TRIGGER.sub("", prompt)
 
 
-def mark_triggers(prompt: str, marker: str) -> str:
-    """The prompt with `marker` in place of each trigger, inside of weights, whose reading it then leaves as it is."""
-    return WEIGHTED.sub(lambda found: marker + found[1], prompt)
+def class_word_ends(prompt: str) -> list[int]:
+    """Where each trigger's class word ends in the prompt without triggers. Raises PromptError where no word does."""
+    text, ends, removed = strip_triggers(prompt), [], 0
+    for match in TRIGGER.finditer(prompt):
+        end = _word_end(text, match.start() - removed)
+        removed += len(match[0])
+        if not end:
+            raise PromptError(prompt, "a trigger has no word before it", match.start())
+        if not _is_of_a_word(text[end - 1]) and not EMBEDDING.search(text, 0, end):
+            raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word", match.start())
+        ends.append(end)
+    return ends
+
+
+def _is_of_a_word(char: str) -> bool:
+    """Letters and digits of any script, marks on them, and emojis."""
+    return char.isalnum() or not char.isascii() and unicodedata.category(char)[0] not in "PZC"
+
+
+def _word_end(text: str, place: int) -> int:
+    """Where the word before a place ends: white space, invisible characters and the ends of weights are passed over."""
+    while place:
+        char = text[place - 1]
+        if char.isspace() or unicodedata.category(char) == "Cf":
+            place -= 1
+        elif char == ")" and text[place - 2 : place - 1] != "\\":
+            place = _weight_start(text, place - 1)
+        else:
+            break
+    return place
+
+
+def _weight_start(text: str, end: int) -> int:
+    """Where the weight that ends there begins: ComfyUI reads what follows a group's last colon with float()."""
+    colon = text.rfind(":", 0, end)
+    if colon < 1 or text.rfind(")", 0, end) > colon:
+        return end
+    try:
+        float(text[colon + 1 : end])
+    except ValueError:
+        return end
+    return colon
+
+
+def check_triggers(prompt: str, subjects: int) -> None:
+    """What can be said of a prompt before the subjects are known, but for their number.
+
+    Raises PromptError without a trigger, with more plain ones than subjects, on an unknown number, a mistyped one, and
+    on one without a word before it.
+    """
+    found = list(TRIGGER.finditer(prompt))
+    if not found:
+        raise PromptError(prompt, "there is no trigger")
+    plain = [match for match in found if match[1] is None]
+    if len(plain) > subjects:
+        place = plain[subjects].start()
+        raise PromptError(prompt, f"there are more triggers than subjects ({subjects} connected)", place)
+    for match in found:
+        label = (match[1] or "").strip()
+        if match[1] is not None and (not label or label.isdecimal() and _number(label) not in range(1, subjects + 1)):
+            raise _unknown(prompt, match, [""] * subjects)
+    if left := ALMOST.search(text := strip_triggers(prompt)):
+        raise PromptError(prompt, f'a trigger is mistyped, after "{text[: left.start()][-BEFORE:]}"')
+    class_word_ends(prompt)
 
 
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     """Subject (index into `names`) of every trigger in order. Unnamed subjects have the name "".
 
-    Raises PromptError without a trigger, with more triggers than subjects, and on an unknown number or name. A subject
-    that no trigger calls is logged as a warning.
+    Raises PromptError as check_triggers does, on an unknown name, and on a number that is also another's name. A
+    subject that no trigger calls is logged as a warning.
     """
+    check_triggers(prompt, len(names))
     subjects, plain = [], 0
     for match in TRIGGER.finditer(prompt):
-        label = match[1]
-        if label is None:
-            subject, plain = plain, plain + 1
-            if subject >= len(names):
-                raise PromptError(prompt, f"there are more triggers than subjects ({len(names)} connected)")
+        if match[1] is None:
+            subjects.append(plain)
+            plain += 1
         else:
-            subject = _named(prompt, label.strip(), names)
-        subjects.append(subject)
-    if not subjects:
-        raise PromptError(prompt, "there is no trigger")
+            subjects.append(_called(prompt, match, names))
     for unused in sorted(set(range(len(names))) - set(subjects)):
         logger.warning(
             "MM-Diff: no trigger in the prompt calls subject %d%s, its class word stays plain",
@@ -62,10 +128,29 @@ def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     return subjects
 
 
-def _named(prompt: str, label: str, names: Sequence[str]) -> int:
-    if label and label in names:
+def _called(prompt: str, match: re.Match, names: Sequence[str]) -> int:
+    label = match[1].strip()
+    if not label.isdecimal():
+        if label not in names:
+            raise _unknown(prompt, match, names)
         return list(names).index(label)
-    if label.isdecimal() and 1 <= int(label) <= len(names):
-        return int(label) - 1
+    number = _number(label)
+    if label in names and names[number - 1] != label:
+        named = list(names).index(label) + 1
+        raise PromptError(
+            prompt,
+            f"the trigger <|subj:{label}|> may mean subject {number} or subject {named}, whose name is '{label}'; give "
+            "that one a name that is not a number,",
+            match.start(),
+        )
+    return number - 1
+
+
+def _number(label: str) -> int:
+    return int(label) if len(label) <= NUMBER_DIGITS else 0
+
+
+def _unknown(prompt: str, match: re.Match, names: Sequence[str]) -> PromptError:
     known = ", ".join([f"1 to {len(names)}", *(f"'{name}'" for name in names if name)])
-    raise PromptError(prompt, f"the trigger <|subj:{label}|> names no connected subject (known: {known})")
+    shown = match[0] if len(match[0]) <= BEFORE else f"{match[0][:BEFORE]}..."
+    return PromptError(prompt, f"the trigger {shown} names no connected subject (known: {known})", match.start())

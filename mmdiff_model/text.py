@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .lora import add_lora, text_patches
-from .prompt import PromptError, mark_triggers, strip_triggers, trigger_subjects
+from .prompt import EMBEDDING, TRIGGER, PromptError, class_word_ends, strip_triggers, trigger_subjects
 from .schedule import Schedule
 from .subject import Subject, identify
 
@@ -63,6 +63,7 @@ def encode_text(
     """
     clip = with_text_lora(clip, checkpoint)
     words = find_class_words(clip, positive, trigger_subjects(positive, [subject.name for subject in subjects]))
+    tokenize(clip, negative, "negative")
     called = tuple((index, identify(subjects[index])) for index in sorted({word.subject for word in words["l"]}))
     fuse = TextFusion(clip, checkpoint, subjects)
     encoded = TextEncoding([], [])
@@ -98,48 +99,90 @@ def with_text_lora(clip: CLIP, checkpoint: Checkpoint) -> CLIP:
 def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[str, list[ClassWord]]:
     """Where each trigger's class word ends, for each encoder, in the prompt without triggers.
 
-    The host's tokeniser reads the prompt once with a marker in each trigger's place; as many real tokens as stand
-    before the marker stand before the class word's end. Raises PromptError where no word does, or two subjects share
-    one.
+    The host's tokeniser reads the prompt with a marker in one trigger's place at a time. The class word's last token
+    is the last one before the marker, or the first that is another without it (as in boy<|subj|>s). Raises PromptError
+    where no word is there, two subjects share one, or the prompt is read in another way without the marker.
     """
-    marked = clip.tokenize(mark_triggers(prompt, MARKER), return_word_ids=True)
-    clean = clip.tokenize(strip_triggers(prompt), return_word_ids=True)
-    words = {}
-    for key in ENCODERS:
-        places = [
-            (chunk, position)
-            for chunk, row in enumerate(clean[key])
-            for position, token in enumerate(row)
-            if token[2] > 0
-        ]
-        counts, real = [], 0
-        for token, _, word_id in (token for row in marked[key] for token in row):
-            if word_id > 0 and not torch.is_tensor(token) and token == MARKER_ID:
-                counts.append(real)
-            elif word_id > 0:
-                real += 1
-        words[key] = [
-            ClassWord(subject, *places[count - 1]) if count else None
-            for subject, count in zip(subjects, counts, strict=True)
-        ]
-        _check_class_words(clip, prompt, clean[key], words[key])
+    text = strip_triggers(prompt)
+    clean = {key: _real_tokens(rows) for key, rows in tokenize(clip, text, "positive").items()}
+    if any(_is_marker(token) for _, token in clean["l"]):
+        raise PromptError(prompt, f"{MARKER} is the text encoders' own start mark and cannot stand as a word")
+    words = {key: [] for key in ENCODERS}
+    for subject, match, end in zip(subjects, TRIGGER.finditer(prompt), class_word_ends(prompt), strict=True):
+        marked = tokenize(clip, text[:end] + (f" {MARKER}" if EMBEDDING.search(text[:end]) else MARKER) + text[end:])
+        for key in ENCODERS:
+            tokens = [token for _, token in _real_tokens(marked[key])]
+            before = tokens[: next((i for i, token in enumerate(tokens) if _is_marker(token)), 0)]
+            try:
+                chunk, position = _last_token(clip, text[:end], before, clean[key])
+            except ValueError as error:
+                raise PromptError(prompt, f"a trigger {error}", match.start()) from None
+            words[key].append(ClassWord(subject, chunk, position))
+            _check_owner(prompt, words[key], match.start())
     return words
 
 
-def _check_class_words(clip: CLIP, prompt: str, rows: list[list[tuple]], words: list[ClassWord | None]) -> None:
-    owners = {}
-    for word in words:
-        if word is None:
-            raise PromptError(prompt, "a trigger has no word before it")
-        token = rows[word.chunk][word.position][0]
-        if not torch.is_tensor(token) and not any(
-            char.isalnum() for char in clip.tokenizer.untokenize([(token, 1.0)])[0][1].removesuffix("</w>")
-        ):
-            raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word")
-        if owners.setdefault((word.chunk, word.position), word.subject) != word.subject:
+def tokenize(clip: CLIP, text: str, source: str = "positive") -> Tokens:
+    """The host's tokens with their words' ids. Raises ValueError naming the input where the host cannot read it."""
+    try:
+        return clip.tokenize(text, return_word_ids=True)
+    except Exception as error:  # parentheses too deep, an empty or damaged embedding, lone surrogates: any kind
+        raise ValueError(
+            f"{source}: ComfyUI's tokeniser cannot read the prompt ({type(error).__name__}: {error}). Check its "
+            "parentheses, its embeddings and signs that are not text."
+        ) from error
+
+
+def _real_tokens(rows: list[list[tuple]]) -> list[tuple[tuple[int, int], int | Tensor]]:
+    return [
+        ((chunk, position), token)
+        for chunk, row in enumerate(rows)
+        for position, (token, _, word_id) in enumerate(row)
+        if word_id > 0
+    ]
+
+
+def _is_marker(token: int | Tensor) -> bool:
+    return not torch.is_tensor(token) and token == MARKER_ID
+
+
+def _last_token(clip: CLIP, word: str, before: list, clean: list) -> tuple[int, int]:
+    """Chunk and position of the token that ends `word`, the text up to the marker; ValueError says what is wrong."""
+    if not before:
+        raise ValueError("has no word before it")
+    if not torch.is_tensor(before[-1]) and (name := EMBEDDING.search(word)):
+        raise ValueError(f"follows {name[0]}, which ComfyUI does not find and leaves out of the prompt")
+    shared = next((i for i, (a, (_, b)) in enumerate(zip(before, clean, strict=False)) if not _same(a, b)), len(before))
+    shared = min(shared, len(clean))
+    if shared < len(before):
+        rest = [token for _, token in clean[shared:]]
+        if not rest or not _text(clip, rest).startswith(_text(clip, before[shared:])):
+            raise ValueError("stands inside of a weight, a name or a letter, and is read as a part of it,")
+    return clean[min(shared, len(before) - 1)][0]
+
+
+def _same(a: int | Tensor, b: int | Tensor) -> bool:
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return torch.equal(a, b)
+    return not torch.is_tensor(a) and not torch.is_tensor(b) and a == b
+
+
+def _text(clip: CLIP, tokens: list) -> str:
+    """Tokens as letters of the vocabulary; no text holds an embedding's."""
+    return "".join(
+        "\0" if torch.is_tensor(token) else clip.tokenizer.untokenize([(token, 1.0)])[0][1].removesuffix("</w>")
+        for token in tokens
+    )
+
+
+def _check_owner(prompt: str, words: list[ClassWord], place: int) -> None:
+    *others, last = words
+    for word in others:
+        if (word.chunk, word.position) == (last.chunk, last.position) and word.subject != last.subject:
             raise PromptError(
                 prompt,
                 "two subjects share one class word; join them with Mix MM-Diff Subjects or give each its own word",
+                place,
             )
 
 

@@ -2,11 +2,12 @@
 
 from comfy_api.latest import io
 
-from ..mmdiff_model.prompt import strip_triggers
+from ..mmdiff_model.prompt import check_triggers, strip_triggers
 from ..mmdiff_model.sampling import apply_subjects
 from ..mmdiff_model.sampling.routing import MODES, OFF
 from ..mmdiff_model.schedule import Schedule
 from ..mmdiff_model.text import encode_text
+from .checks import check_finite, check_range, plain_errors, validation
 from .sockets import connected_subjects, mmdiff_input, subjects_input
 
 AS_RELEASED, CLEAN = "as released", "clean"
@@ -79,11 +80,10 @@ def routing_input() -> io.Input:
     )
 
 
-def check_range(start_percent: float, end_percent: float) -> None:
-    if start_percent > end_percent:
-        raise ValueError(
-            f"start_percent: {start_percent} is after end_percent {end_percent}. Set it at or below end_percent."
-        )
+def check_prompt(positive: str | None, subjects: dict | None) -> None:
+    """Raises PromptError on what is known of a prompt from the number of subjects; None is linked, not known yet."""
+    if positive is not None and subjects:
+        check_triggers(positive, len(subjects))
 
 
 class MMDiffApply(io.ComfyNode):
@@ -145,6 +145,7 @@ class MMDiffApply(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(
         cls,
         model,
@@ -165,12 +166,21 @@ class MMDiffApply(io.ComfyNode):
             plain = (clip.encode_from_tokens_scheduled(clip.tokenize(strip_triggers(p))) for p in (positive, negative))
             return io.NodeOutput(model, *plain)
         check_range(start_percent, end_percent)
+        check_finite(fuse_scale=fuse_scale)
         found = connected_subjects(subjects, mmdiff)
         schedule = Schedule(start_percent, end_percent, start_merge_step)
         text = encode_text(clip, mmdiff, found, positive, negative, schedule, clean_negative=negative_fusion == CLEAN)
         return io.NodeOutput(
             apply_subjects(model, mmdiff, found, fuse_scale, schedule, routing), text.positive, text.negative
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, subjects=None, positive=None, start_percent=None, end_percent=None, enabled=True
+    ) -> bool | str:
+        if not enabled:  # off, or linked and not known yet
+            return True
+        return validation(lambda: check_range(start_percent, end_percent), lambda: check_prompt(positive, subjects))
 
 
 class MMDiffTextEncode(io.ComfyNode):
@@ -198,6 +208,7 @@ class MMDiffTextEncode(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(
         cls,
         clip,
@@ -220,6 +231,10 @@ class MMDiffTextEncode(io.ComfyNode):
             clean_negative=negative_fusion == CLEAN,
         )
         return io.NodeOutput(text.positive, text.negative)
+
+    @classmethod
+    def validate_inputs(cls, subjects=None, positive=None, start_percent=None, end_percent=None) -> bool | str:
+        return validation(lambda: check_range(start_percent, end_percent), lambda: check_prompt(positive, subjects))
 
 
 class MMDiffApplyModel(io.ComfyNode):
@@ -248,6 +263,7 @@ class MMDiffApplyModel(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(
         cls,
         model,
@@ -259,7 +275,12 @@ class MMDiffApplyModel(io.ComfyNode):
         routing: str = OFF,
     ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
+        check_finite(fuse_scale=fuse_scale)
         found = connected_subjects(subjects, mmdiff)
         return io.NodeOutput(
             apply_subjects(model, mmdiff, found, fuse_scale, Schedule(start_percent, end_percent), routing)
         )
+
+    @classmethod
+    def validate_inputs(cls, subjects=None, start_percent=None, end_percent=None) -> bool | str:
+        return validation(lambda: check_range(start_percent, end_percent))

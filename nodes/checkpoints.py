@@ -6,7 +6,8 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..mmdiff_model.checkpoint import OFFICIAL_FILES, load_checkpoint, save_checkpoint
-from .folders import find, new_file, register, state_of
+from .checks import plain_errors, validation
+from .folders import file_name, find, new_file, register, state_of
 from .sockets import MMDiff, mmdiff_input
 
 FOLDER = register("mmdiff", ".safetensors", ".bin")
@@ -50,6 +51,7 @@ class MMDiffLoader(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, checkpoint: str, text_encoder_2_lora: bool) -> io.NodeOutput:
         return io.NodeOutput(load_checkpoint(find(FOLDER, checkpoint, "checkpoint"), text_encoder_2_lora))
 
@@ -84,3 +86,7 @@ class MMDiffSaveCheckpoint(io.ComfyNode):
         path = new_file(FOLDER, filename)
         save_checkpoint(mmdiff, path)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
+
+    @classmethod
+    def validate_inputs(cls, filename=None) -> bool | str:
+        return validation(lambda: filename is None or file_name(filename))

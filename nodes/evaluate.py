@@ -12,6 +12,7 @@ from ..mmdiff_model.evaluation.encoders import load_clip, load_dino
 from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces
 from ..mmdiff_model.evaluation.picture import draw_report
 from ..mmdiff_model.evaluation.similarity import evaluate, plain_prompt
+from .checks import NOT_CONNECTED, check_option, validation
 from .folders import find, plain_name, register
 from .images import photos_from
 from .sockets import FACE_SOCKETS, MAX_SUBJECTS
@@ -110,6 +111,24 @@ class MMDiffEvaluate(io.ComfyNode):
         sheet = draw_report(report, pictures, list(subjects.values()))[None]
         return io.NodeOutput(report.table(), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
+    @classmethod
+    def validate_inputs(
+        cls,
+        references=None,
+        prompt=None,
+        clip_model=None,
+        dino_model=None,
+        face_analysis=NOT_CONNECTED,
+        filename_prefix=None,
+    ) -> bool | str:
+        faces = face_analysis is not NOT_CONNECTED
+        return validation(
+            lambda: check_option("clip_model", clip_model, model_names()),
+            lambda: check_option("dino_model", dino_model, model_names()),
+            lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces),
+            lambda: filename_prefix is None or check_prefix(filename_prefix),
+        )
+
 
 def check_prefix(prefix: str) -> None:
     """Raises ValueError unless the prefix's folders and its name are plain names, but for their %date% parts."""
@@ -140,17 +159,20 @@ def face_matcher(face_analysis, subjects: dict[str, list[Tensor]]) -> FaceMatche
     return FaceMatcher(face_analysis, faces)
 
 
-def check_choice(prompt: str, references: bool, clip_model: str, dino_model: str, faces: bool) -> None:
-    """Raises ValueError where there is nothing to measure, or a chosen score lacks its prompt or photos."""
+def check_choice(
+    prompt: str | None, references: bool, clip_model: str | None, dino_model: str | None, faces: bool
+) -> None:
+    """Raises ValueError where there is nothing to measure, or a chosen score lacks its prompt or photos; None is a
+    linked input, not known yet."""
     if clip_model == dino_model == NONE and not faces:
         raise ValueError(
             "clip_model: there is nothing to measure. Choose a clip_model or a dino_model from "
             "models/mmdiff_evaluation, or connect face_analysis."
         )
-    if clip_model != NONE and not plain_prompt(prompt):
+    if clip_model not in (NONE, None) and prompt is not None and not plain_prompt(prompt):
         raise ValueError("prompt: it is empty, and CLIP-T compares the pictures with it. Write the pictures' prompt.")
-    if not references and (dino_model != NONE or faces):
-        needing = "dino_model" if dino_model != NONE else "face_analysis"
+    if not references and (dino_model not in (NONE, None) or faces):
+        needing = "dino_model" if dino_model not in (NONE, None) else "face_analysis"
         raise ValueError(
             f"references: none is connected, and {needing} compares the pictures with them. Connect photos of each "
             f"subject, or leave out {needing}."

@@ -72,10 +72,15 @@ def state_of(folder: str, name: str | None, source: str) -> str:
     return " ".join(f"{name} {stat.st_mtime_ns} {stat.st_size} {stat.st_ino}" for name, stat in stats)
 
 
+def file_name(filename: str) -> str:
+    """The .safetensors that a filename stands for. Raises ValueError on one that is not plain."""
+    return f"{plain_name('filename', filename.strip().removesuffix('.safetensors'))}.safetensors"
+
+
 def new_file(folder: str, filename: str, overwrite: bool = False) -> Path:
     """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError."""
     root = Path(folder_paths.get_folder_paths(folder)[0])
-    path = root / f"{plain_name('filename', filename.strip().removesuffix('.safetensors'))}.safetensors"
+    path = root / file_name(filename)
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"filename: '{path.name}' is already in {root}. Choose another name, or delete or overwrite that file."

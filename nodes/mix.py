@@ -3,9 +3,10 @@
 from comfy_api.latest import io
 
 from ..mmdiff_model.mixing import join_tokens, spherical, weighted_mean
+from .checks import check_option, validation
 from .sockets import MMDiffSubject, connected_subjects, subjects_input
 
-ALL_TOKENS, WEIGHTED, SPHERICAL = "all tokens (as released)", "weighted mean", "spherical"
+MODES = ALL_TOKENS, WEIGHTED, SPHERICAL = "all tokens (as released)", "weighted mean", "spherical"
 
 
 class MMDiffMixSubjects(io.ComfyNode):
@@ -21,7 +22,7 @@ class MMDiffMixSubjects(io.ComfyNode):
                 subjects_input(),
                 io.Combo.Input(
                     "mode",
-                    options=[ALL_TOKENS, WEIGHTED, SPHERICAL],
+                    options=list(MODES),
                     default=ALL_TOKENS,
                     tooltip="'all tokens' is the released identity mixing: the first subject leads the text, all "
                     "lead the image. 'weighted mean' and 'spherical' blend both by the weights.",
@@ -43,6 +44,11 @@ class MMDiffMixSubjects(io.ComfyNode):
         numbers = parse_weights(weights) or [1.0] * len(found)
         return io.NodeOutput((weighted_mean if mode == WEIGHTED else spherical)(found, numbers))
 
+    @classmethod
+    def validate_inputs(cls, subjects=None, mode=None, weights=None) -> bool | str:
+        used = mode in (WEIGHTED, SPHERICAL) and weights is not None
+        return validation(lambda: check_option("mode", mode, MODES), lambda: used and parse_weights(weights))
+
 
 def parse_weights(text: str) -> list[float]:
     """Comma-separated numbers. Raises ValueError naming the input."""
@@ -50,5 +56,5 @@ def parse_weights(text: str) -> list[float]:
         return [float(part) for part in text.split(",")] if text.strip() else []
     except ValueError as error:
         raise ValueError(
-            f"weights: '{text}' is not a list of numbers. Write one for each subject, such as: 1, 0.5"
+            f"weights: {text!r} is not a list of numbers. Write one for each subject, such as: 1, 0.5"
         ) from error

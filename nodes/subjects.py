@@ -6,8 +6,9 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..mmdiff_model.subject_file import load_subject, save_subject
-from .apply import check_range, range_inputs
-from .folders import find, new_file, plain_name, register, state_of
+from .apply import range_inputs
+from .checks import check_finite, check_range, plain_errors, validation
+from .folders import file_name, find, new_file, plain_name, register, shown, state_of
 from .images import check_mask
 from .sockets import MMDiffSubject
 
@@ -62,7 +63,8 @@ class MMDiffSubjectRegion(io.ComfyNode):
         cls, subject, strength: float, name: str, start_percent: float, end_percent: float, mask=None
     ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
-        name = plain_name("name", name, "cannot stand in a trigger") if name.strip() else ""
+        check_finite(strength=strength)
+        name = trigger_name(name)
         if mask is not None:
             mask = check_mask("mask", mask)
             if len(mask) > 1:
@@ -81,6 +83,19 @@ class MMDiffSubjectRegion(io.ComfyNode):
                 end_percent=end_percent,
             )
         )
+
+    @classmethod
+    def validate_inputs(cls, name=None, start_percent=None, end_percent=None) -> bool | str:
+        return validation(lambda: name is None or trigger_name(name), lambda: check_range(start_percent, end_percent))
+
+
+def trigger_name(name: str) -> str:
+    """The name as a trigger may give it, or none. Raises ValueError on another, and on a number, which is a place."""
+    if name.strip().isdecimal():
+        raise ValueError(
+            f"name: '{shown(name)}' is a number, by which a trigger calls the subject in that place. Give it letters."
+        )
+    return plain_name("name", name, "cannot stand in a trigger") if name.strip() else ""
 
 
 class MMDiffSaveSubject(io.ComfyNode):
@@ -108,6 +123,10 @@ class MMDiffSaveSubject(io.ComfyNode):
         save_subject(subject, path)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
 
+    @classmethod
+    def validate_inputs(cls, filename=None) -> bool | str:
+        return validation(lambda: filename is None or file_name(filename))
+
 
 class MMDiffLoadSubject(io.ComfyNode):
     @classmethod
@@ -133,6 +152,7 @@ class MMDiffLoadSubject(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(cls, file: str) -> io.NodeOutput:
         subject = load_subject(find(FOLDER, file, "file"))
         shown = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)

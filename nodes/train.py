@@ -1,6 +1,7 @@
 """Training in a graph: a data folder becomes an MM-Diff checkpoint of the connected base."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,22 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_model.adapter import PORTRAIT, SUBJECT
 from ..mmdiff_model.checkpoint import load_checkpoint
+from .checks import NOT_CONNECTED, check_finite, check_option, plain_errors, validation
 from .folders import plain_name, shown
 from .sockets import FACE_SOCKETS, MMDiff
 
 FOLDER = "mmdiff_training"
 PREVIEW_STEPS, PREVIEW_SIZE = 10, 512
 CHECKPOINT_SECONDS = 300
+# what a training's errors call by the configuration's keys, as the node shows it
+SHOWN = {
+    "choose another output": "choose another name",
+    "choose another folder": "choose another name",
+    "plan.batch_size on all processes": "batch_size",
+    "plan.accumulation": "accumulation",
+    "plan.rate or another plan.precision": "learning_rate",
+    "run the same command": "queue the workflow",
+}
 
 
 class MMDiffTrain(io.ComfyNode):
@@ -104,6 +115,7 @@ class MMDiffTrain(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def execute(
         cls, model, clip, vae, clip_vision, data: str, name: str, face_analysis=None, **options
     ) -> io.NodeOutput:
@@ -114,10 +126,11 @@ class MMDiffTrain(io.ComfyNode):
         from ..mmdiff_model.training.records import Records
         from ..mmdiff_model.training.session import Session
 
+        check_finite(learning_rate=options["learning_rate"], constraint_weight=options["constraint_weight"])
         device = comfy.model_management.get_torch_device()
         settings = settings_of(output_folder(name), device, **options)
         records = Records.open([data_path(data)])
-        with torch.inference_mode(False), ExitStack() as at_the_end:
+        with torch.inference_mode(False), ExitStack() as at_the_end, named_as_shown():
             find_face = face_finder(face_analysis, settings.variant)
             base = copy_base(model, clip, vae, clip_vision, settings.plan.dtype, find_face)
             session = Session(settings, base, records, Processes(device))
@@ -145,12 +158,35 @@ class MMDiffTrain(io.ComfyNode):
         shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(told(before, settings.plan.steps)).as_dict()
         return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=shown)
 
+    @classmethod
+    def validate_inputs(cls, data=None, name=None, variant=None, face_analysis=NOT_CONNECTED) -> bool | str:
+        return validation(
+            lambda: data is None or data_path(data),
+            lambda: name is None or output_folder(name),
+            lambda: check_option("variant", variant, (SUBJECT, PORTRAIT)),
+            lambda: face_analysis is not NOT_CONNECTED or face_finder(None, variant),
+        )
+
 
 def told(before: int, steps: int) -> str:
     """What the node says of a training that had `before` steps and has `steps` now."""
     if before >= steps:
         return f"This training was finished at step {before}. Raise steps to go on with it, or choose another name."
     return f"Trained from step {before} to {steps}." if before else f"Trained {steps} steps."
+
+
+@contextmanager
+def named_as_shown() -> Iterator[None]:
+    """A training's errors with the node's inputs in place of the configuration's keys."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, OSError) as error:
+        message = str(error)
+        for key, word in SHOWN.items():
+            message = message.replace(key, word)
+        if message == str(error):
+            raise
+        raise type(error)(message) from error
 
 
 def settings_of(output: Path, device: torch.device, **options):

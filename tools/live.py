@@ -122,6 +122,10 @@ class LiveServer:
         files = [image for output in shown for image in output.get("images", [])]
         return [self._get(f"/view?{urllib.parse.urlencode(image)}") for image in files]
 
+    def post(self, path: str, body: dict[str, Any]) -> None:
+        """Posts JSON to a route of ComfyUI, such as /interrupt."""
+        self._post(path, json.dumps(body).encode(), "application/json")
+
     def _command(self) -> list[str | Path]:
         place = ["--port", str(self.port), "--base-directory", self.folder, "--database-url", "sqlite:///:memory:"]
         quiet = ["--disable-auto-launch", "--disable-api-nodes"]
@@ -153,7 +157,10 @@ class LiveServer:
             answer = json.loads(error.read())
         for node_id, node in answer["node_errors"].items():
             first = node["errors"][0]
-            raise PromptError(node_id, node["class_type"], first["type"], f"{first['message']}: {first['details']}")
+            said = f"{first['message']}: {first['details']}"
+            if first["type"] == "custom_validation_failed":  # the node's own sentence, after the input's name
+                said = first["details"].removeprefix(f"{first['extra_info']['input_name']} - ")
+            raise PromptError(node_id, node["class_type"], first["type"], said)
         if "error" in answer:
             error = answer["error"]
             node_id = error["extra_info"].get("node_id", "none")
