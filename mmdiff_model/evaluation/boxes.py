@@ -1,5 +1,6 @@
 """Boxes by word, from Grounding DINO, and the crops that XVerseBench compares."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 
+from ..prompt import TRIGGER, mark_triggers
 from .encoders import TOKENIZERS, check_folder, errors_of, lacking, load_parts, patcher_of, to_bytes
 from .matching import Box
 
@@ -74,6 +76,27 @@ class BoxFinder:
             }
             for i in range(len(pictures))
         ]
+
+
+def class_words(words: str, prompt: str, subjects: int) -> list[str]:
+    """`words` with commas between them, or those before the prompt's triggers -> a word for each subject.
+
+    Raises ValueError where their number is not the subjects'.
+    """
+    found = [word.strip(" .") for word in words.split(",")] if words.strip() else trigger_words(prompt)
+    if len(found) != subjects or not all(found):
+        raise ValueError(
+            f"words: box_model needs the class word of each of the {subjects} references, and got "
+            f"{', '.join(found) or 'none'}. Write them in the references' order, with commas between them."
+        )
+    return found
+
+
+def trigger_words(prompt: str) -> list[str]:
+    """The word before each plain trigger; none where triggers name their subjects, in whatever order."""
+    if any(TRIGGER.findall(prompt)):
+        return []
+    return re.findall(r"([\w'-]+)\W*?\0", mark_triggers(prompt, "\0"))
 
 
 def caption_of(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

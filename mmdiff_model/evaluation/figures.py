@@ -92,7 +92,7 @@ def measure(models: Models, cases: Sequence[Case], progress: Callable[[], None] 
             text_scores(encoder, cases, whole, figures)
         for case, vector, of_picture in zip(cases, whole, figures, strict=True):
             for number, subject in enumerate(case.subjects, start=1):
-                of_picture.scores[metric, number] = float((subject[metric] @ vector).mean())
+                of_picture.scores[metric, number] = mean_cosine(vector, subject[metric])
         if metric == "DINO":
             word_scores(cases, crops, crop_vectors, figures)
         progress()
@@ -101,6 +101,11 @@ def measure(models: Models, cases: Sequence[Case], progress: Callable[[], None] 
             face_figures(case, by_word, of_picture)
             progress()
     return figures
+
+
+def mean_cosine(picture: Tensor, photos: Tensor) -> float:
+    """DreamBench's score of a picture (d,) with all photos (n, d) of its subject; unit vectors."""
+    return float((photos @ picture).mean())
 
 
 def word_boxes(models: Models, cases: Sequence[Case]) -> list[dict[str, list[Box]]]:

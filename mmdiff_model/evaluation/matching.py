@@ -9,8 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from ..faces import detect, find_faces, to_bgr
+from .protocols import angle
 from .recogniser import Recogniser
 
+SAME_FACE = 0.01  # radians between two vectors of one face; float32 cosines tell no less
 Box = tuple[float, float, float, float]
 
 
@@ -52,6 +54,32 @@ def reference_faces(
         return own
     images = [to_bgr(photo) for photo in photos]
     return np.concatenate([recogniser.vectors(image, [largest(find_faces(analysis, image))]) for image in images])
+
+
+def unseen_faces(
+    analysis: Any,
+    photos: Sequence[Tensor],
+    references: Sequence[np.ndarray],
+    source: str,
+    recogniser: Recogniser | None = None,
+) -> list[np.ndarray]:
+    """One further photo of each subject -> its face (d,).
+
+    Raises ValueError, naming `source`, on another number of photos, one without a face, and one of the references.
+    """
+    if len(photos) != len(references):
+        raise ValueError(
+            f"{source}: got {len(photos)} photos for {len(references)} subjects. Give one further photo of each "
+            "subject, in their order."
+        )
+    faces = reference_faces(analysis, photos, source, recogniser)
+    for number, (face, own) in enumerate(zip(faces, references, strict=True), start=1):
+        if min(angle(face, photo) for photo in own) < SAME_FACE:
+            raise ValueError(
+                f"{source}: photo {number} shows the face of a reference of subject {number} itself. Copies can only "
+                "be told with another photo of the subject."
+            )
+    return list(faces)
 
 
 def largest(found: Sequence[Any]) -> Any:
