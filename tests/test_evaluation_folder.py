@@ -150,6 +150,12 @@ def test_bad_picture_folders_are_named(tmp_path, make, message):
         read_pictures(tmp_path, ["a", "b"])
 
 
+def test_a_prompt_that_is_no_text_is_named(world):
+    (world / "pictures" / "cat2" / "000.txt").write_bytes(b"\xff\xfea\x00")
+    with pytest.raises(ValueError, match="000.txt is not a text in UTF-8"):
+        files_of(world)
+
+
 def test_references_without_pictures_are_named(tmp_path):
     with pytest.raises(ValueError, match="^references: no pictures"):
         read_references(tmp_path)
@@ -354,3 +360,5 @@ def test_a_kill_and_the_same_command(world, models):
 def test_the_command_says_what_is_wrong(world, models):
     said = run(world, models, "--boxes", str(models / "dino"), expected=1)
     assert "error: boxes: 'dino' is a model of type 'vit'" in said and "Traceback" not in said
+    said = run(world, models, "--unseen", str(world / "references"), expected=1)
+    assert "error: unseen: it reads the faces that InsightFace finds. Add --faces." in said

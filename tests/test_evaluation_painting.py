@@ -65,6 +65,14 @@ def test_a_workflow_is_filled_at_its_parts(tmp_path):
     assert workflow.prompt == PAIR
 
 
+def test_a_regions_mask_is_no_photo(tmp_path):
+    """Found by trying a mask that is painted in a file: it must stay as it is."""
+    region = {"class_type": "MMDiffSubjectRegion", "inputs": {"subject": ["4", 0], "mask": ["10", 1]}}
+    mask = {"class_type": "LoadImage", "inputs": {"image": "left half"}}
+    (tmp_path / "pair.json").write_text(json.dumps({**PAIR, "5": region, "10": mask}))
+    assert Workflow.read(tmp_path / "pair.json", GONE).photos == (("1",), ("2",))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -73,6 +81,13 @@ def test_a_workflow_is_filled_at_its_parts(tmp_path):
         (
             {"4": {"class_type": "MMDiffLoadSubject", "inputs": {}}},
             "each subject of its text must come from a Load Image",
+        ),
+        (
+            {
+                "4": {"class_type": "MMDiffEncodeSubject", "inputs": {"images": ["2", 0], "masks": ["10", 0]}},
+                "10": {"class_type": "LoadImageMask", "inputs": {"image": "cut out"}},
+            },
+            "the masks of node 4 come from a file of their own",
         ),
         ({"6": {**PAIR["6"], "inputs": {**PAIR["6"]["inputs"], "positive": ["1", 0]}}}, "must be written in the node"),
     ],

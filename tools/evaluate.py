@@ -76,21 +76,33 @@ def run(options: argparse.Namespace) -> None:
     classes = read_classes(options.references)
     words = class_words(options.words, references, classes)
     chosen = [name for name in ("clip", "dino", "dinov2", "faces") if getattr(options, name)]
+    if not (chosen or options.server):
+        raise ValueError("nothing to measure: give --clip, --dino, --dinov2 or --faces, or a --server that paints.")
+    judges, settings, names = load(options, references, words) if chosen else (None, {}, {})
     if options.server:
         paint(options, references, words, classes)
-    elif not chosen:
-        raise ValueError("nothing to measure: give --clip, --dino, --dinov2 or --faces, or a --server that paints.")
-    if not chosen:
+    if judges is None:
         return
     files = read_pictures(options.pictures, list(references), options.prompt)
-    unseen = (
-        {name: photos[0] for name, photos in read_references(options.unseen, "unseen").items()}
-        if options.unseen
-        else {}
-    )
-    used = {subject for file in files for subject in file.subjects}
-    judges, settings, names = load(options, references, unseen, words, used)
+    if options.boxes:
+        without_word({subject for file in files for subject in file.subjects}, words, "--boxes")
     measure(options, files, judges, settings, names, classes is not None)
+
+
+def unseen_photos(folder: Path | None, references: dict[str, list[Path]]) -> dict[str, Path]:
+    """The first photo of each subject there. Raises ValueError on a subject that the references have not."""
+    from mmdiff_model.evaluation.cases import read_references
+
+    if folder is None:
+        return {}
+    found = {name: photos[0] for name, photos in read_references(folder, "unseen").items()}
+    if len(found) == len(references) == 1:
+        return dict(zip(references, found.values(), strict=True))
+    if unknown := sorted(found.keys() - references.keys()):
+        raise ValueError(f"unseen: the references have no '{unknown[0]}', only {', '.join(references)}.")
+    if lacking := sorted(references.keys() - found.keys()):
+        say(f"--unseen: there is none of {', '.join(lacking)}, whose pictures have no copy-paste.")
+    return found
 
 
 def class_words(given: list[str], references: dict[str, list[Path]], classes: Any) -> dict[str, str]:
@@ -110,7 +122,7 @@ def without_word(subjects: set[str], words: dict[str, str], needing: str) -> Non
 
 
 def paint(options: argparse.Namespace, references: dict[str, list[Path]], words: dict[str, str], classes: Any) -> None:
-    from mmdiff_model.evaluation.cases import BETWEEN
+    from mmdiff_model.evaluation.cases import BETWEEN, read_text
     from painting import Server, Workflow, paint_all, plan
 
     if options.workflow is None:
@@ -121,7 +133,7 @@ def paint(options: argparse.Namespace, references: dict[str, list[Path]], words:
         raise ValueError(f"subjects: the references have no '{unknown[0]}', only {', '.join(references)}.")
     without_word(named, words, "a prompt")
     if options.prompts:
-        lines = options.prompts.read_text(encoding="utf-8").splitlines()
+        lines = read_text(options.prompts).splitlines()
         given = [line.strip() for line in lines if line.strip()]
         if not given:
             raise ValueError(f"prompts: {options.prompts} is empty.")
@@ -135,11 +147,7 @@ def paint(options: argparse.Namespace, references: dict[str, list[Path]], words:
 
 
 def load(
-    options: argparse.Namespace,
-    references: dict[str, list[Path]],
-    unseen: dict[str, Path],
-    words: dict[str, str],
-    used: set[str],
+    options: argparse.Namespace, references: dict[str, list[Path]], words: dict[str, str]
 ) -> tuple[Any, dict, dict[str, str]]:
     """The judges, the settings that results must share, and the models' names. Raises ValueError, ImportError."""
     from mmdiff_model.evaluation.boxes import load_boxes
@@ -154,8 +162,6 @@ def load(
         raise ValueError(f"{needing}: it reads the faces that InsightFace finds. Add --faces.")
     if options.boxes and not (options.dino or options.faces):
         raise ValueError("boxes: they are for what --dino or --faces then compares. Add one of these.")
-    if options.boxes:
-        without_word(used, words, "--boxes")
     loaders = {
         "clip": load_clip,
         "dino": load_dino,
@@ -175,7 +181,14 @@ def load(
         analysis = load_face_analysis(pack.parent.parent, pack.name) if pack.parent.name == "models" else None
         if analysis is None:
             raise ValueError(f"faces: {pack} should be a pack in InsightFace's layout, .../models/{pack.name}.")
-    judges = Judges(models, references, analysis, found.get("recogniser"), unseen, words if options.boxes else {})
+    judges = Judges(
+        models,
+        references,
+        analysis,
+        found.get("recogniser"),
+        unseen_photos(options.unseen, references),
+        words if options.boxes else {},
+    )
     names = {role: folder.name for role, folder in folders.items()}
     sizes = {
         role: [folder.name, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())]

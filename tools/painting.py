@@ -22,6 +22,8 @@ from workflow_api import to_api
 TRIGGER = "<|subj|>"
 TEXT_NODES = ("MMDiffApply", "MMDiffTextEncode")
 SEEDS = ("seed", "noise_seed")
+ENCODER, FILES = "MMDiffEncodeSubject", ("LoadImage", "LoadImageMask")
+FOLLOWED = {ENCODER: ("images",), "MMDiffSubjectRegion": ("subject",)}
 PLAN_FILE = "plan.json"
 POLL_SECONDS = 0.5
 
@@ -201,15 +203,31 @@ class Workflow:
 
 
 def load_images(prompt: Prompt, number: str) -> Iterator[str]:
-    """The Load Image nodes at or above a node."""
-    seen, left = set(), [number]
+    """The Load Image nodes that a subject's photos come from. Raises ValueError: its masks are of fixed photos."""
+    photos = [found for found in above(prompt, number) if prompt[found]["class_type"] == "LoadImage"]
+    for encoder in above(prompt, number):
+        masks = prompt[encoder]["inputs"].get("masks") if prompt[encoder]["class_type"] == ENCODER else None
+        fixed = [found for found in above(prompt, masks[0]) if prompt[found]["class_type"] in FILES] if masks else []
+        if set(fixed) - set(photos):
+            raise ValueError(
+                f"workflow: the masks of node {encoder} come from a file of their own, which fits no other photo. Take "
+                "them from the photo's own Load Image or from a node that finds them, or disconnect them."
+            )
+    yield from photos
+
+
+def above(prompt: Prompt, number: str) -> list[str]:
+    """A node and those it comes from; of a subject's nodes only by its photos, not by its masks and models."""
+    seen: dict[str, None] = {}
+    left = [number]
     while left:
         if (number := left.pop()) in seen:
             continue
-        seen.add(number)
-        if prompt[number]["class_type"] == "LoadImage":
-            yield number
-        left += [value[0] for value in prompt[number]["inputs"].values() if isinstance(value, list)]
+        seen[number] = None
+        inputs = prompt[number]["inputs"]
+        followed = FOLLOWED.get(prompt[number]["class_type"], inputs)
+        left += [inputs[name][0] for name in followed if isinstance(inputs.get(name), list)]
+    return list(seen)
 
 
 def paint_all(

@@ -61,6 +61,14 @@ def read_picture(path: Path) -> Tensor:
     return torch.from_numpy(np.array(Image.alpha_composite(ground, image).convert("RGB"))).float() / 255
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with a byte order mark or without. Raises ValueError naming it."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8: {error}. Save it as UTF-8.") from error
+
+
 def read_references(folder: Path, source: str = "references") -> dict[str, list[Path]]:
     """The photos of each subject by its name. Raises ValueError naming `source` where there are none."""
     if not folder.is_dir():
@@ -91,7 +99,7 @@ def read_pictures(folder: Path, subjects: Sequence[str], prompt: str = "") -> li
         named = subjects_of(folder, place, subjects)
         for path in files:
             text = path.with_suffix(".txt")
-            words = text.read_text(encoding="utf-8").strip() if text.is_file() else prompt
+            words = read_text(text).strip() if text.is_file() else prompt
             found.append(PictureFile(path, path.relative_to(folder).as_posix(), named, words))
     if not found:
         raise ValueError(f"pictures: no pictures ({', '.join(SUFFIXES)}) in {folder} or its folders.")
@@ -135,7 +143,7 @@ def read_classes(references: Path) -> Classes | None:
     path = references / CLASSES_FILE
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     head, _, prompts = text.partition("Object Prompts")
     objects, _, live = prompts.partition("Live Subject Prompts")
     words = dict(re.findall(r"^([\w-]+),([\w -]+?)\s*$", head, re.MULTILINE))
