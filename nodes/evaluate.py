@@ -8,16 +8,18 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..mmdiff_model.evaluation.encoders import load_clip, load_dino
-from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces
+from ..mmdiff_model.evaluation.boxes import class_words, load_boxes
+from ..mmdiff_model.evaluation.encoders import load_clip, load_dino, load_dinov2
+from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces, unseen_faces
 from ..mmdiff_model.evaluation.picture import draw_report
+from ..mmdiff_model.evaluation.recogniser import Recogniser, load_recogniser
 from ..mmdiff_model.evaluation.similarity import evaluate, plain_prompt
 from .checks import NOT_CONNECTED, check_option, validation
 from .folders import find, plain_name, register
 from .images import photos_from
 from .sockets import FACE_SOCKETS, MAX_SUBJECTS
 
-FOLDER = register("mmdiff_evaluation", ".json")
+FOLDER = register("mmdiff_evaluation", ".json", ".onnx")
 NONE = "none"
 
 
@@ -25,6 +27,13 @@ def model_names() -> list[str]:
     """The folders in models/mmdiff_evaluation that hold a config.json, at any depth, and `none`."""
     files = map(Path, folder_paths.get_filename_list(FOLDER))
     return [NONE, *sorted(file.parent.as_posix() for file in files if file.name == "config.json")]
+
+
+def recogniser_names() -> list[str]:
+    """The model folders, those that hold an .onnx file, and `none`."""
+    files = map(Path, folder_paths.get_filename_list(FOLDER))
+    folders = {file.parent.as_posix() for file in files if file.suffix == ".onnx"} - {"."}
+    return [NONE, *sorted({*model_names()[1:], *folders})]
 
 
 class MMDiffEvaluate(io.ComfyNode):
@@ -79,6 +88,43 @@ class MMDiffEvaluate(io.ComfyNode):
                     tooltip="Name of the JSON file in the output folder, as in Save Image: it may hold a folder and "
                     "%date% parts.",
                 ),
+                io.Combo.Input(
+                    "dinov2_model",
+                    options=model_names(),
+                    default=NONE,
+                    optional=True,
+                    tooltip="A DINOv2 model beside DINO: a folder of models/mmdiff_evaluation with the files of "
+                    "facebook/dinov2-base. 'none' leaves it out.",
+                ),
+                io.Combo.Input(
+                    "face_recogniser",
+                    options=recogniser_names(),
+                    default=NONE,
+                    optional=True,
+                    tooltip="A second judge of the faces that face_analysis finds, as a portrait is given buffalo_l's "
+                    "own vector: a folder of models/mmdiff_evaluation with an .onnx file or a transformers model.",
+                ),
+                io.Combo.Input(
+                    "box_model",
+                    options=model_names(),
+                    default=NONE,
+                    optional=True,
+                    tooltip="Finds each subject by its class word, for XVerseBench's IP and the swap matrix: a folder "
+                    "of models/mmdiff_evaluation with the files of IDEA-Research/grounding-dino-tiny.",
+                ),
+                io.String.Input(
+                    "words",
+                    default="",
+                    optional=True,
+                    tooltip="The class word of each subject for box_model, with commas between them. Left empty, "
+                    "those before the triggers of the prompt.",
+                ),
+                io.Image.Input(
+                    "unseen_photos",
+                    optional=True,
+                    tooltip="One further photo of each subject, in their order, that no subject was encoded from: "
+                    "faces that are nearer to their reference than to it are copied (copy-paste).",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="table", tooltip="The scores as Markdown tables."),
@@ -97,16 +143,47 @@ class MMDiffEvaluate(io.ComfyNode):
         dino_model: str,
         filename_prefix: str,
         face_analysis=None,
+        dinov2_model: str = NONE,
+        face_recogniser: str = NONE,
+        box_model: str = NONE,
+        words: str = "",
+        unseen_photos: Tensor | None = None,
     ) -> io.NodeOutput:
         check_prefix(filename_prefix)
         pictures = photos_from(images)
         subjects = connected_photos(references)
-        check_choice(prompt, bool(subjects), clip_model, dino_model, face_analysis is not None)
-        clip = None if clip_model == NONE else load_clip(find(FOLDER, clip_model, "clip_model"), "clip_model")
-        dino = None if dino_model == NONE else load_dino(find(FOLDER, dino_model, "dino_model"), "dino_model")
-        faces = None if face_analysis is None else face_matcher(face_analysis, subjects)
-        steps = comfy.utils.ProgressBar(sum(model is not None for model in (clip, dino)) + len(pictures) * bool(faces))
-        report = evaluate(pictures, prompt, list(subjects.values()), clip, dino, faces, lambda: steps.update(1))
+        faces_wanted = face_analysis is not None
+        check_choice(prompt, bool(subjects), clip_model, dino_model, faces_wanted, dinov2_model)
+        check_judges(faces_wanted, dino_model, face_recogniser, box_model, unseen_photos is not None)
+        unseen = None if unseen_photos is None else photos_from(unseen_photos, "unseen_photos")
+        looked_for = [] if box_model == NONE else class_words(words, prompt, len(subjects))
+        clip, dino, dinov2, recogniser, boxes = (
+            None if name == NONE else load(find(FOLDER, name, source), source)
+            for load, source, name in (
+                (load_clip, "clip_model", clip_model),
+                (load_dino, "dino_model", dino_model),
+                (load_dinov2, "dinov2_model", dinov2_model),
+                (load_recogniser, "face_recogniser", face_recogniser),
+                (load_boxes, "box_model", box_model),
+            )
+        )
+        faces = None if face_analysis is None else face_matcher(face_analysis, subjects, unseen=unseen)
+        second = None if recogniser is None else face_matcher(face_analysis, subjects, recogniser, unseen)
+        encoders = sum(model is not None for model in (clip, dino, dinov2))
+        steps = comfy.utils.ProgressBar(encoders + len(pictures) * bool(faces))
+        report = evaluate(
+            pictures,
+            prompt,
+            list(subjects.values()),
+            clip,
+            dino,
+            faces,
+            lambda: steps.update(1),
+            dinov2=dinov2,
+            second=second,
+            boxes=boxes,
+            words=looked_for,
+        )
         report.save(report_path(filename_prefix, *images.shape[2:0:-1]))
         sheet = draw_report(report, pictures, list(subjects.values()))[None]
         return io.NodeOutput(report.table(), sheet, ui=ui.PreviewImage(sheet, cls=cls))
@@ -120,12 +197,14 @@ class MMDiffEvaluate(io.ComfyNode):
         dino_model=None,
         face_analysis=NOT_CONNECTED,
         filename_prefix=None,
+        dinov2_model=NONE,
     ) -> bool | str:
         faces = face_analysis is not NOT_CONNECTED
         return validation(
             lambda: check_option("clip_model", clip_model, model_names()),
             lambda: check_option("dino_model", dino_model, model_names()),
-            lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces),
+            lambda: check_option("dinov2_model", dinov2_model, model_names()),
+            lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces, dinov2_model),
             lambda: filename_prefix is None or check_prefix(filename_prefix),
         )
 
@@ -153,27 +232,59 @@ def connected_photos(references: dict[str, Tensor | None]) -> dict[str, list[Ten
     }
 
 
-def face_matcher(face_analysis, subjects: dict[str, list[Tensor]]) -> FaceMatcher:
+def face_matcher(
+    face_analysis,
+    subjects: dict[str, list[Tensor]],
+    recogniser: Recogniser | None = None,
+    unseen: list[Tensor] | None = None,
+) -> FaceMatcher:
     """Finds the subjects' own faces. Raises ValueError naming the reference and the photo without one."""
-    faces = [reference_faces(face_analysis, photos, f"references.{name}") for name, photos in subjects.items()]
-    return FaceMatcher(face_analysis, faces)
+    faces = [
+        reference_faces(face_analysis, photos, f"references.{name}", recogniser) for name, photos in subjects.items()
+    ]
+    others = [] if unseen is None else unseen_faces(face_analysis, unseen, faces, "unseen_photos", recogniser)
+    return FaceMatcher(face_analysis, faces, recogniser, others)
 
 
 def check_choice(
-    prompt: str | None, references: bool, clip_model: str | None, dino_model: str | None, faces: bool
+    prompt: str | None,
+    references: bool,
+    clip_model: str | None,
+    dino_model: str | None,
+    faces: bool,
+    dinov2_model: str | None = NONE,
 ) -> None:
     """Raises ValueError where there is nothing to measure, or a chosen score lacks its prompt or photos; None is a
     linked input, not known yet."""
-    if clip_model == dino_model == NONE and not faces:
+    if clip_model == dino_model == dinov2_model == NONE and not faces:
         raise ValueError(
             "clip_model: there is nothing to measure. Choose a clip_model or a dino_model from "
             "models/mmdiff_evaluation, or connect face_analysis."
         )
     if clip_model not in (NONE, None) and prompt is not None and not plain_prompt(prompt):
         raise ValueError("prompt: it is empty, and CLIP-T compares the pictures with it. Write the pictures' prompt.")
-    if not references and (dino_model not in (NONE, None) or faces):
-        needing = "dino_model" if dino_model not in (NONE, None) else "face_analysis"
+    needs = {
+        "dino_model": dino_model not in (NONE, None),
+        "dinov2_model": dinov2_model not in (NONE, None),
+        "face_analysis": faces,
+    }
+    if not references and any(needs.values()):
+        needing = next(name for name, chosen in needs.items() if chosen)
         raise ValueError(
             f"references: none is connected, and {needing} compares the pictures with them. Connect photos of each "
             f"subject, or leave out {needing}."
+        )
+
+
+def check_judges(faces: bool, dino_model: str, face_recogniser: str, box_model: str, unseen: bool) -> None:
+    """Raises ValueError where a second judge has nothing to judge."""
+    if not faces and (face_recogniser != NONE or unseen):
+        needing = "face_recogniser" if face_recogniser != NONE else "unseen_photos"
+        raise ValueError(
+            f"{needing}: it reads the faces that InsightFace finds. Connect face_analysis, or leave out {needing}."
+        )
+    if box_model != NONE and dino_model == NONE and not faces:
+        raise ValueError(
+            "box_model: it finds what dino_model or face_analysis then compares. Choose a dino_model, or connect "
+            "face_analysis."
         )

@@ -14,19 +14,9 @@ from mm_diff_pack.nodes.evaluate import NONE, MMDiffEvaluate, model_names
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    Dinov2Config,
-    Dinov2Model,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTModel,
-)
+from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model, ViTImageProcessor, ViTModel
 
+from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, TOWER, TWO_PEOPLE, photo, write_clip, write_dino
 from mmdiff_model.evaluation.encoders import load_clip, load_dino
 from mmdiff_model.evaluation.matching import FaceMatch, FaceMatcher, greedy_match, reference_faces
 from mmdiff_model.evaluation.picture import CELL, GAP, MARGIN, SHOWN, WIDTH, draw_report
@@ -35,25 +25,12 @@ from mmdiff_model.evaluation.similarity import evaluate, face_scores, plain_prom
 from mmdiff_model.faces import detect, find_faces, load_face_analysis, to_bgr
 from tiny_pack.faces import write_face_pack
 
-SIDE = 32
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 PROMPT = "an astronaut<|subj|> and (a cat<|subj|>:1.3) in space"
 WORDS = "an astronaut and a cat in space"
 NAN = float("nan")
 
 
-def photo(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(image.copy()).float() / 255
-
-
-ASTRONAUT = photo(data.astronaut())
-MIRRORED = ASTRONAUT.flip(1)
-CAT = photo(data.chelsea())
-NO_FACE = photo(data.rocket())
 PICTURES = torch.stack([ASTRONAUT[:300, :450], CAT[:300, :450], photo(data.coffee())[:300, :450]])
-TWO_PEOPLE = torch.full((300, 800, 3), 0.2)
-TWO_PEOPLE[60:260, 40:260] = ASTRONAUT[40:240, 120:340]
-TWO_PEOPLE[60:260, 540:760] = MIRRORED[40:240, 172:392]
 
 
 class Touch:
@@ -64,53 +41,6 @@ class Touch:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
-
-
-def randomised(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights large enough that unlike pictures get unlike vectors."""
-    random = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.ndim:
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.6)
-    return model
-
-
-def write_tokenizer(folder: Path) -> int:
-    """CLIP's byte-level tokenizer with two merges, as the official folder's files -> size of its vocabulary."""
-    letters = sorted(ByteLevel.alphabet())
-    merges = ["a n</w>", "a t</w>"]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    ends = ("<|startoftext|>", "<|endoftext|>")
-    vocabulary = {token: number for number, token in enumerate([*tokens, *ends])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    special = {"bos_token": ends[0], "eos_token": ends[1], "unk_token": ends[1], "pad_token": ends[1]}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", **special}))
-    return len(vocabulary)
-
-
-def write_clip(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    vocabulary = write_tokenizer(folder)
-    text = {"vocab_size": vocabulary, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
-    config = CLIPConfig(
-        text_config={**TOWER, **text, "pad_token_id": vocabulary - 1, "max_position_embeddings": 77},
-        vision_config={**TOWER, "image_size": SIDE, "patch_size": 8},
-        projection_dim=24,
-    )
-    randomised(CLIPModel(config), 1).save_pretrained(folder)
-    CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, resample=Image.Resampling.BICUBIC
-    ).save_pretrained(folder)
-    return folder
-
-
-def write_dino(folder: Path, kind=ViTModel, config=ViTConfig) -> Path:
-    pooler = {"add_pooling_layer": False} if kind is ViTModel else {}
-    model = kind(config(**TOWER, image_size=SIDE, patch_size=8), **pooler)
-    randomised(model, 2).save_pretrained(folder)
-    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 CLIP_TYPES = ("clip",)
-DINO_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
-CLIP_ORIGIN, DINO_ORIGIN = "openai/clip-vit-large-patch14", "facebook/dino-vits16"
+DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
+DINO_TYPES = ("vit", *DINOV2_TYPES, "dinov3_vit")
+CLIP_ORIGIN, DINO_ORIGIN, DINOV2_ORIGIN = (
+    "openai/clip-vit-large-patch14",
+    "facebook/dino-vits16",
+    "facebook/dinov2-base",
+)
 PICTURE_FILES = ("config.json", "preprocessor_config.json")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -73,7 +79,7 @@ class PictureEncoder:
         return nn.functional.normalize(torch.cat(features), dim=-1).cpu()
 
     def _pixels(self, pictures: Sequence[Tensor]) -> Tensor:
-        arrays = [(picture * 255).round().byte().numpy() for picture in pictures]
+        arrays = [to_bytes(picture) for picture in pictures]
         processed = self.processor(images=arrays, input_data_format="channels_last", return_tensors="pt")
         return processed["pixel_values"].to(self.patcher.load_device)
 
@@ -96,45 +102,57 @@ class ClipEncoder(PictureEncoder):
         return nn.functional.normalize(features[0], dim=-1).cpu()
 
 
+def to_bytes(picture: Tensor) -> np.ndarray:
+    """(H, W, 3) in 0..1 -> uint8."""
+    return (picture * 255).round().byte().numpy()
+
+
+def load_dinov2(folder: Path, source: str) -> PictureEncoder:
+    """A DINOv2. Raises ValueError: files missing, damaged or of another model."""
+    return load_dino(folder, source, DINOV2_TYPES, DINOV2_ORIGIN)
+
+
 def load_clip(folder: Path, source: str) -> ClipEncoder:
     """A CLIPModel with its processor and tokenizer. Raises ValueError: files missing, damaged or of another model."""
     from transformers import AutoTokenizer, CLIPModel
 
-    _check_folder(folder, source, CLIP_TYPES, CLIP_ORIGIN)
+    check_folder(folder, source, CLIP_TYPES, CLIP_ORIGIN)
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
-        raise ValueError(_lacking(folder, source, "its tokenizer (tokenizer.json)", CLIP_ORIGIN))
-    with _errors_of(folder, source, CLIP_ORIGIN):
+        raise ValueError(lacking(folder, source, "its tokenizer (tokenizer.json)", CLIP_ORIGIN))
+    with errors_of(folder, source, CLIP_ORIGIN):
         model, processor = _load(CLIPModel, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-    return ClipEncoder(folder.name, _patcher(ClipFeatures(model)), processor, tokenizer)
+    return ClipEncoder(folder.name, patcher_of(ClipFeatures(model)), processor, tokenizer)
 
 
-def load_dino(folder: Path, source: str) -> PictureEncoder:
+def load_dino(
+    folder: Path, source: str, types: Sequence[str] = DINO_TYPES, origin: str = DINO_ORIGIN
+) -> PictureEncoder:
     """A DINO vision transformer with its processor. Raises ValueError: files missing, damaged or of another model."""
     from transformers import AutoModel
 
-    kind = _check_folder(folder, source, DINO_TYPES, DINO_ORIGIN)
+    kind = check_folder(folder, source, types, origin)
     # a ViT's pooler is no part of DINO, whose checkpoints come without it
     unpooled = {"add_pooling_layer": False} if kind == "vit" else {}
-    with _errors_of(folder, source, DINO_ORIGIN):
+    with errors_of(folder, source, origin):
         model, processor = _load(AutoModel, folder, **unpooled)
-    return PictureEncoder(folder.name, _patcher(DinoFeatures(model)), processor)
+    return PictureEncoder(folder.name, patcher_of(DinoFeatures(model)), processor)
 
 
-def _check_folder(folder: Path, source: str, types: Sequence[str], origin: str) -> str:
-    """The model's type, one of `types`."""
+def check_folder(folder: Path, source: str, types: Sequence[str] | None, origin: str) -> str:
+    """The model's type, one of `types` where given. Raises ValueError: a file is missing, or of another model."""
     for name in PICTURE_FILES:
         if not (folder / name).is_file():
-            raise ValueError(_lacking(folder, source, name, origin))
+            raise ValueError(lacking(folder, source, name, origin))
     if not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
-        raise ValueError(_lacking(folder, source, "its weights (model.safetensors)", origin))
+        raise ValueError(lacking(folder, source, "its weights (model.safetensors)", origin))
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(
             f"{source}: config.json in '{folder}' is damaged ({error}). Get it again from {origin}."
         ) from error
-    if found not in types:
+    if types and found not in types:
         raise ValueError(
             f"{source}: '{folder.name}' is a model of type '{found}', {' or '.join(types)} is needed. "
             f"Choose another folder, such as the files of {origin}."
@@ -142,12 +160,13 @@ def _check_folder(folder: Path, source: str, types: Sequence[str], origin: str) 
     return found
 
 
-def _lacking(folder: Path, source: str, missing: str, origin: str) -> str:
+def lacking(folder: Path, source: str, missing: str, origin: str) -> str:
     return f"{source}: '{folder}' lacks {missing}. Put all files of the model there, such as those of {origin}."
 
 
 @contextmanager
-def _errors_of(folder: Path, source: str, origin: str) -> Iterator[None]:
+def errors_of(folder: Path, source: str, origin: str) -> Iterator[None]:
+    """Raises ValueError naming the folder in place of whatever loading raises."""
     try:
         yield
     except Exception as error:  # transformers, tokenizers, safetensors and pickle each raise their own kinds
@@ -156,17 +175,23 @@ def _errors_of(folder: Path, source: str, origin: str) -> Iterator[None]:
         ) from error
 
 
-def _load(kind: Any, folder: Path, **options: bool) -> tuple[nn.Module, Any]:
+def load_parts(kind: Any, folder: Path, **options: bool) -> tuple[nn.Module, Any, list[str]]:
+    """The model in float32, its image processor, and the names of what its weights lack."""
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)
     model, report = kind.from_pretrained(folder, output_loading_info=True, **LOCAL, **options)
-    if missing := sorted(report["missing_keys"]):
+    return model.float().eval().requires_grad_(False), processor, sorted(report["missing_keys"])
+
+
+def _load(kind: Any, folder: Path, **options: bool) -> tuple[nn.Module, Any]:
+    model, processor, missing = load_parts(kind, folder, **options)
+    if missing:
         raise ValueError(f"its weights lack {', '.join(missing[:3])}")
-    return model.float().eval().requires_grad_(False), processor
+    return model, processor
 
 
-def _patcher(features: nn.Module) -> ModelPatcher:
+def patcher_of(features: nn.Module) -> ModelPatcher:
     return ModelPatcher(
         features,
         load_device=comfy.model_management.get_torch_device(),

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .report import Report, Score, interval_text
+from .report import Report, Score, SwapMatrix, interval_text
 
 PAPER, INK, GREY, RULE, BAR = "#ffffff", "#1d2330", "#6b7385", "#e3e6ec", "#8b94a8"
 SUBJECT_COLOURS = ("#e0402f", "#2680e8", "#2fae4d", "#d99a00", "#a44fdd", "#12a5a5")
@@ -21,6 +21,8 @@ SHOWN = 48  # more pictures stay in the tables and the JSON file
 def draw_report(report: Report, pictures: Sequence[Tensor], subjects: Sequence[Sequence[Tensor]]) -> Tensor:
     """The report with its pictures (H, W, 3) in 0..1 and each subject's photos -> a sheet (h, 1340, 3) in 0..1."""
     parts = [heading(report), *([references(subjects)] if subjects else []), means(report)]
+    for swap in report.swaps:
+        parts.append(text_block(swap_lines(swap), 15, GREY))
     parts += picture_rows(report, pictures[:SHOWN])
     if len(pictures) > SHOWN:
         parts.append(text_block([f"and {len(pictures) - SHOWN} more pictures in the JSON file"], 15, GREY))
@@ -68,11 +70,12 @@ def references(subjects: Sequence[Sequence[Tensor]]) -> Image.Image:
 
 def means(report: Report) -> Image.Image:
     """A bar from 0 to 1 for each score's mean, with its interval as a whisker."""
-    part = block(len(report.scores) * 30 + 8)
+    scores = [score for score in (*report.scores, *report.protocols) if score.mean is not None]
+    part = block(len(scores) * 30 + 8)
     draw = ImageDraw.Draw(part)
     draw.line((0, 0, part.width, 0), RULE, 2)
     start, end = 200, part.width - 300
-    for i, score in enumerate(report.scores):
+    for i, score in enumerate(scores):
         middle = 8 + i * 30 + 15
         tint = colour(score.subject) if score.subject and len(report.photos) > 1 else BAR
 
@@ -90,6 +93,19 @@ def means(report: Report) -> Image.Image:
         draw.text((end + 70, middle), f"{score.mean:.3f}", INK, font(17), anchor="rm")
         draw.text((end + 90, middle), interval_text(score.interval), GREY, font(15), anchor="lm")
     return part
+
+
+def swap_lines(swap: SwapMatrix) -> list[str]:
+    """Each word with its cosines to the subjects, and how often another order of them is the more alike."""
+    swapped, whole = swap.swapped
+    rows = zip(swap.words, swap.means, strict=True)
+    cells = "      ".join(
+        f"{word}: {' / '.join(f'{value:.3f}' for value in row) if row else '-'}" for word, row in rows
+    )
+    text = (
+        f"{swap.metric} of what is at each word, with subject 1 / 2 ...      {cells}      swapped: {swapped} of {whole}"
+    )
+    return wrap(text, 15)
 
 
 def picture_rows(report: Report, pictures: Sequence[Tensor]) -> Iterator[Image.Image]:

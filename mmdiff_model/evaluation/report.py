@@ -10,10 +10,13 @@ import numpy as np
 
 from ..files import write_whole
 from .matching import Box
+from .protocols import is_swapped
 
 FORMAT, FORMAT_VERSION = "mmdiff_evaluation", 1
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 INTERVAL = f"{CONFIDENCE:.0%}, bootstrap of the mean over pictures, {RESAMPLES} resamples"
+PICKS = 10_000_000
+PROTOCOL_HEAD = ["protocol", "mean", "95% interval", "measured"]
 WHOLE_PICTURES = "CLIP-I and DINO compare the whole picture with each subject's photos."
 MATCHED_FACES = (
     "Faces are matched to subjects, best pair first; a subject without a face scores 0, and the minimum is the score "
@@ -23,36 +26,89 @@ MATCHED_FACES = (
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value for each picture; `subject` counts from 1, None where it is not about one subject."""
+    """A metric's value for each picture; `subject` counts from 1, None where it is not about one subject.
+
+    A value is None where the picture was not measured: it is left out of the mean, which is None without any.
+    """
 
     metric: str
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
     subject: int | None = None
 
     @property
-    def mean(self) -> float:
-        return float(np.mean(self.values))
+    def measured(self) -> list[float]:
+        return [value for value in self.values if value is not None]
+
+    @property
+    def mean(self) -> float | None:
+        return float(np.mean(self.measured)) if self.measured else None
 
     @functools.cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95% bootstrap interval of the mean over pictures; None for a single picture."""
-        if len(self.values) == 1:
+        """The 95% bootstrap interval of the mean over measured pictures; None for fewer than two."""
+        count = len(self.measured)
+        if count < 2:
             return None
-        picks = np.random.default_rng(SEED).integers(len(self.values), size=(RESAMPLES, len(self.values)))
+        random, values = np.random.default_rng(SEED), np.asarray(self.measured)
+        # rows of the one table of picks that the seed gives, in parts that fit the memory
+        parts = [
+            values[random.integers(count, size=(rows, count))].mean(axis=1)
+            for rows in split(RESAMPLES, max(1, PICKS // count))
+        ]
         tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(np.asarray(self.values)[picks].mean(axis=1), (tail, 1 - tail))
+        low, high = np.quantile(np.concatenate(parts), (tail, 1 - tail))
         return float(low), float(high)
+
+
+def split(total: int, size: int) -> list[int]:
+    """`total` in parts of `size`, and what is left."""
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+@dataclass(frozen=True)
+class SwapMatrix:
+    """`rows` by picture and word: the cosines of what is at the word with every subject; None where nothing is."""
+
+    metric: str
+    words: tuple[str, ...]
+    rows: tuple[Sequence[Sequence[float] | None], ...]
+
+    @property
+    def means(self) -> list[list[float] | None]:
+        """(words, subjects), over the pictures in which the word was found; None where it never was."""
+        found = ([row for row in column if row is not None] for column in zip(*self.rows, strict=True))
+        return [np.mean(rows, axis=0).tolist() if rows else None for rows in found]
+
+    @property
+    def swapped(self) -> tuple[int, int]:
+        """In how many pictures another order of the subjects is the more alike, and in how many all were found."""
+        whole = [np.array(rows) for rows in self.rows if None not in rows]
+        return sum(map(is_swapped, whole)), len(whole)
+
+    def table(self) -> str:
+        swapped, whole = self.swapped
+        rows = [
+            [word, *(["-"] * len(self.words) if row is None else (f"{value:.3f}" for value in row))]
+            for word, row in zip(self.words, self.means, strict=True)
+        ]
+        head = [f"{self.metric} at the word", *(f"subject {number}" for number in range(1, len(self.words) + 1))]
+        return f"{markdown(head, rows)}\n\nSwapped in {swapped} of {whole} pictures that show every word."
 
 
 @dataclass(frozen=True)
 class Report:
-    """`photos` counts each subject's; `models` names them by role; `boxes` holds each picture's faces by subject."""
+    """`photos` counts each subject's; `models` names them by role; `boxes` holds each picture's faces by subject.
+
+    `protocols` are the figures of others for a picture's subjects together.
+    """
 
     prompt: str
     photos: tuple[int, ...]
     models: dict[str, str]
     scores: tuple[Score, ...]
     boxes: tuple[tuple[Box | None, ...], ...] = ()
+    protocols: tuple[Score, ...] = ()
+    swaps: tuple[SwapMatrix, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -89,6 +145,8 @@ class Report:
             markdown(["score", "mean", "95% interval"], means),
             markdown(["picture", *labels], rows),
             *self.notes,
+            *([markdown(PROTOCOL_HEAD, [protocol_row(score) for score in self.protocols])] if self.protocols else []),
+            *(swap.table() for swap in self.swaps),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -113,12 +171,27 @@ class Report:
                 }
                 for score in self.scores
             ],
+            "protocols": [
+                {"metric": score.metric, "mean": score.mean, "interval": score.interval, "values": score.values}
+                for score in self.protocols
+            ],
+            "swaps": [
+                {"metric": swap.metric, "words": swap.words, "means": swap.means, "rows": swap.rows}
+                for swap in self.swaps
+            ],
         }
 
     def save(self, path: Path) -> None:
         """Writes the JSON file; a failed write leaves nothing behind. Raises OSError."""
         text = json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
         write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def protocol_row(score: Score) -> list[str]:
+    if score.mean is None:
+        return [score.metric, "-", "-", f"0 of {len(score.values)}"]
+    measured = f"{len(score.measured)} of {len(score.values)}"
+    return [score.metric, f"{score.mean:.3f}", interval_text(score.interval), measured]
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
