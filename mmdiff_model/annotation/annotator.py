@@ -82,7 +82,7 @@ class Annotator:
             )
             for (number, pairs), found in zip(chosen.items(), masks, strict=True):
                 words = [phrase for phrase, _ in pairs]
-                results[number] = record_of(names[number], pictures[number], captions[number], words, found)
+                results[number] = record_of(names[number], np.asarray(pictures[number]), captions[number], words, found)
         return results
 
     def caption(self, pictures: Sequence[Image.Image], captions: Sequence[str | None]) -> list[str | None]:
@@ -118,9 +118,9 @@ class Annotator:
 
 
 def record_of(
-    name: str, picture: Image.Image, caption: str, words: Sequence[Phrase], masks: np.ndarray
+    name: str, picture: np.ndarray, caption: str, words: Sequence[Phrase], masks: np.ndarray
 ) -> Record | Rejected:
-    """The record of a picture with a mask (h, w) for each word. Where masks overlap, the smaller lies on top."""
+    """The record of a picture (h, w, 3) with a mask (h, w) for each word; the smaller lies on top of others."""
     numbers = np.zeros(masks.shape[1:], dtype=np.uint8)
     for index in sorted(range(len(masks)), key=lambda index: -masks[index].sum()):
         numbers[masks[index]] = index + 1
@@ -129,4 +129,4 @@ def record_of(
         for index, word in enumerate(words, start=1)
         if (numbers == index).any()
     )
-    return Record(name, np.asarray(picture), caption, segments) if segments else Rejected(NO_MASK, caption)
+    return Record(name, picture, caption, segments) if segments else Rejected(NO_MASK, caption)

@@ -45,9 +45,14 @@ class Box:
     score: float
 
 
+def split_words(text: str) -> tuple[str, ...]:
+    """The words of a list such as "dog, cat"."""
+    return tuple(" ".join(word.split()) for word in re.split(r"[,;\n]", text) if key(word))
+
+
 def parse_words(text: str) -> tuple[str, ...]:
-    """ "dog, cat" -> ("dog", "cat"), each word once."""
-    return tuple(dict.fromkeys(" ".join(word.split()) for word in re.split(r"[,;\n]", text) if word.strip()))
+    """The words of a list, each once."""
+    return tuple({key(word): word for word in split_words(text)}.values())
 
 
 def key(text: str) -> str:
@@ -67,6 +72,22 @@ def find_words(caption: str, words: Iterable[str]) -> list[Phrase]:
         for found in re.finditer(pattern, caption, re.IGNORECASE)
         if not COUNTED.search(caption[: found.start()]) and not counts(found[0])
     ]
+
+
+def place_words(caption: str, words: Sequence[str]) -> list[Phrase]:
+    """Where each word stands in the caption; one that comes again takes the next place. Raises ValueError."""
+    places = find_words(caption, words)
+    found = []
+    for word in words:
+        place = next((place for place in places if key(place.text) == key(word)), None)
+        if place is None:
+            again = " once more" if word in words[: len(found)] else ""
+            raise ValueError(
+                f"caption: '{word}' does not stand{again} in \"{caption}\". Write a caption with the word of each mask."
+            )
+        places.remove(place)
+        found.append(place)
+    return found
 
 
 def counts(phrase: str) -> bool:
