@@ -90,7 +90,7 @@ def write_grounding_dino(folder: Path, seed: int = 0, queries: int = 1) -> Path:
         max_text_len=64,
     )
     tokenizer = BertTokenizerFast(vocab=vocabulary)
-    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    image_processor = GroundingDinoImageProcessor(size={"shortest_edge": 128, "longest_edge": 160})
     return save(folder, GroundingDinoForObjectDetection(config), GroundingDinoProcessor(image_processor, tokenizer))
 
 
@@ -210,7 +210,8 @@ def write_florence2(folder: Path, seed: int = 0) -> Path:
         size={"height": 64, "width": 64}, crop_size={"height": 64, "width": 64}, do_center_crop=False
     )
     image_processor.image_seq_length = 5
-    processor = Florence2Processor(image_processor, tokenizer, num_additional_image_tokens=1)
+    tasks = {"pure_text": {}, "phrase_grounding": {"banned_grounding_tokens": ["it"]}}
+    processor = Florence2Processor(image_processor, tokenizer, 1, post_processor_config=tasks)
     return save(folder, Florence2ForConditionalGeneration(config), processor)
 
 
