@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor, nn
 
-from .folders import find, register
+from .folders import find, plain_name, register
 from .images import photos_from
 
 FOLDER = register("mmdiff_annotation", ".json")
@@ -139,11 +139,7 @@ def half_precision() -> torch.dtype:
 
 def data_folder(name: str) -> Path:
     """The folder of training data with a name. Raises ValueError on a name that leads elsewhere."""
-    root = Path(folder_paths.get_input_directory()) / DATA
-    plain = name.strip()
-    if not plain or plain.startswith(".") or (root / plain).resolve().parent != root.resolve():
-        raise ValueError(f"name: '{name}' is not a plain folder name. Use letters, digits, '-' and '_'.")
-    return root / plain
+    return Path(folder_paths.get_input_directory()) / DATA / plain_name("name", name, "is not a plain folder name")
 
 
 def data_name(folder: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from mmdiff_model.annotation.lock import locked
+from mmdiff_model.files import lock
 from mmdiff_model.training.records import Records
 from tiny_annotators import write_grounding_dino, write_sam2
 
@@ -173,8 +173,9 @@ def test_two_processes_share_the_work(command, whole, tmp_path):
 
 
 def test_an_output_that_is_in_use_is_left_alone(command, tmp_path):
-    with locked(tmp_path / "out" / ".annotate-0.lock"):
-        printed = run(command(), FAILED)
+    give_back = lock(tmp_path / "out" / ".annotate-0.lock")
+    printed = run(command(), FAILED)
+    give_back()
     assert f"error: another process is writing to {tmp_path / 'out'}" in printed
 
 

@@ -57,10 +57,10 @@ def main() -> int:
             f"another process is writing to {options.output}. Wait for it, or share the work by accelerate launch."
         )
         print(f"\nerror: {problem}", file=sys.stderr)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
     except OSError as error:
         print(f"\nerror: {error}. What is written stays; the same command goes on.", file=sys.stderr)
-    except ValueError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
     return FAILED
 
 
@@ -68,45 +68,47 @@ def annotate(options: argparse.Namespace) -> int:
     """Annotates this process's share. Raises ValueError, OSError."""
     from mmdiff_model.annotation.annotator import Annotator
     from mmdiff_model.annotation.journal import Journal
-    from mmdiff_model.annotation.lock import locked
     from mmdiff_model.annotation.pictures import RETRIED, list_pictures, record_name
     from mmdiff_model.annotation.share import Share
     from mmdiff_model.annotation.sheet import draw_sheet
     from mmdiff_model.annotation.words import parse_words
     from mmdiff_model.annotation.writers import FolderWriter, ShardWriter, names_in
+    from mmdiff_model.files import lock
 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     files = list_pictures(options.pictures, options.output)
     words = parse_words(options.words)
     places = options.models or [find_comfyui() / "models" / FOLDER]
-    with locked(options.output / f".annotate-{rank}.lock"):
-        writer = FolderWriter(options.output)
-        if options.shards:
-            writer = ShardWriter(options.output, options.shards, rank, ranks)
-        journal = Journal(options.output, settings_of(options, words, places), rank)
-        done = names_in(options.output)
-        passed = {file for file, reason in journal.passed_over().items() if reason not in RETRIED}
-        own = [file for file in files[rank::ranks] if record_name(file) not in done and file.as_posix() not in passed]
-        print(f"{len(files)} pictures, {len(own)} of them left for process {rank + 1} of {ranks}", flush=True)
-        share = None
-        if own:
-            device = find_device()
-            dtype = torch.float32 if device.type == "cpu" else torch.float16
-            annotator = Annotator.load(places, words, lambda model: stay(model, device), dtype, "--models")
-            share = Share(annotator, options.pictures, own, options.size, options.batch)
-            progress = Progress(len(own))
-            try:
-                share.run(writer, journal, progress.after)
-            finally:
-                writer.close()
-            progress.end()
-            if rank == 0:
-                draw_sheet(*zip(*share.shown, strict=True)).save(options.output / SHEET) if share.shown else None
-        return summary(options.output, len(names_in(options.output)), journal, share, words)
+    give_back = lock(options.output / f".annotate-{rank}.lock")
+    writer = FolderWriter(options.output)
+    if options.shards:
+        writer = ShardWriter(options.output, options.shards, rank, ranks)
+    journal = Journal(options.output, settings_of(options, words, places), rank)
+    done = names_in(options.output)
+    passed = {file for file, reason in journal.passed_over().items() if reason not in RETRIED}
+    own = [file for file in files[rank::ranks] if record_name(file) not in done and file.as_posix() not in passed]
+    print(f"{len(files)} pictures, {len(own)} of them left for process {rank + 1} of {ranks}", flush=True)
+    share = None
+    if own:
+        device = find_device()
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
+        annotator = Annotator.load(places, words, lambda model: stay(model, device), dtype, "--models")
+        share = Share(annotator, options.pictures, own, options.size, options.batch)
+        progress = Progress(len(own))
+        try:
+            share.run(writer, journal, progress.after)
+        finally:
+            writer.close()
+        progress.end()
+        if rank == 0 and share.shown:
+            draw_sheet(*zip(*share.shown, strict=True)).save(options.output / SHEET)
+    give_back()
+    found = summary(options.output, len(names_in(options.output)), journal, share, words)
+    return FINISHED if found or ranks > 1 else FAILED  # what fails, ends the other processes
 
 
-def summary(output: Path, records: int, journal, share, words: tuple[str, ...]) -> int:
-    """Says what is in the output folder; the exit status."""
+def summary(output: Path, records: int, journal, share, words: tuple[str, ...]) -> bool:
+    """Says what is in the output folder, and whether there is anything."""
     for word in words if share else ():
         if not share.words[word.lower()]:
             print(f"warning: --words: none of these {len(share.files)} pictures gave a record of '{word}'")
@@ -117,7 +119,7 @@ def summary(output: Path, records: int, journal, share, words: tuple[str, ...]) 
         print(
             "error: no picture gave a record. Look at the captions in the table, and choose --words that stand in them."
         )
-    return FINISHED if records else FAILED
+    return records > 0
 
 
 class Progress:
