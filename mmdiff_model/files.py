@@ -85,18 +85,29 @@ def lock_training(folder: Path) -> Callable[[], None]:
 
     Raises ValueError where another training has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / LOCK_FILE).open("ab")
+    try:
+        return lock(folder / LOCK_FILE)
+    except (BlockingIOError, PermissionError) as error:
+        raise ValueError(
+            f"{folder}: another training is at work in this folder. Wait until it ends, stop it, or choose another "
+            "folder."
+        ) from error
+
+
+def lock(path: Path) -> Callable[[], None]:
+    """Takes a file for this process -> what gives it back; the end of the process does so too.
+
+    Raises BlockingIOError or PermissionError where another process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
     try:
         if os.name == "nt":
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
+    except OSError:
         file.close()
-        raise ValueError(
-            f"{folder}: another training is at work in this folder. Wait until it ends, stop it, or choose another "
-            "folder."
-        ) from error
+        raise
     return file.close

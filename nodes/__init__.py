@@ -5,6 +5,7 @@ Custom sockets: MMDIFF is a mmdiff_model.checkpoint.Checkpoint, MMDIFF_SUBJECT a
 
 from comfy_api.latest import ComfyExtension, io
 
+from .annotate import MMDiffAnnotate
 from .apply import MMDiffApply, MMDiffApplyModel, MMDiffTextEncode
 from .checkpoints import MMDiffLoader, MMDiffSaveCheckpoint
 from .demo import MMDiffDemoCharacter, MMDiffDemoModels
@@ -15,6 +16,7 @@ from .mix import MMDiffMixSubjects
 from .routing_preview import MMDiffRoutingPreview
 from .subjects import MMDiffLoadSubject, MMDiffSaveSubject, MMDiffSubjectRegion
 from .train import MMDiffTrain
+from .write_record import MMDiffWriteRecord
 
 
 class MMDiffExtension(ComfyExtension):
@@ -36,6 +38,8 @@ class MMDiffExtension(ComfyExtension):
             MMDiffEvaluate,
             MMDiffDemoModels,
             MMDiffDemoCharacter,
+            MMDiffAnnotate,
+            MMDiffWriteRecord,
         ]
 
 

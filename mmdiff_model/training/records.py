@@ -97,7 +97,7 @@ class Records:
     @classmethod
     def open(cls, places: Sequence[Path]) -> "Records":
         """Raises FileNotFoundError for a place that is not there, ValueError for one that holds no records."""
-        records = cls([open_source(Path(place)) for place in places])
+        records = cls([source for place in places for source in open_sources(Path(place))])
         if not any(picture_of(source, stem) for source, stem in records.places):
             missing = f"{', '.join(PICTURES)} beside any .json" if records.places else ".json of a record"
             raise ValueError(f"data: no {missing} in {', '.join(map(str, places))}. {FORMAT}")
@@ -110,6 +110,12 @@ class Records:
         """Raises BadRecord."""
         source, stem = self.places[index]
         return RecordReader(source, stem).read()
+
+
+def open_sources(place: Path) -> list[Folder | Shard]:
+    """A shard, or a folder with the shards in it. Raises FileNotFoundError, ValueError."""
+    shards = sorted(place.rglob("*.tar")) if place.is_dir() else []
+    return [open_source(place), *map(open_source, shards)]
 
 
 def open_source(place: Path) -> Folder | Shard:

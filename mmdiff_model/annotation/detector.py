@@ -1,0 +1,46 @@
+"""Boxes by word: Grounding DINO, with the released tool's thresholds."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from .folders import Loaded
+from .words import Box
+
+BOX_THRESHOLD, TEXT_THRESHOLD = 0.3, 0.25
+SPECIAL = re.compile(r"\[[A-Z]+\]")
+
+
+class Detector:
+    """Pictures (PIL, RGB) and words for each -> boxes of things that the words name."""
+
+    def __init__(self, loaded: Loaded):
+        self.loaded = loaded
+        self.limit = loaded.model.config.max_text_len
+
+    @torch.no_grad()
+    def boxes(self, pictures: Sequence[Image.Image], words: Sequence[Sequence[str]]) -> list[list[Box]]:
+        """Raises ValueError where the words are more than the model reads."""
+        device, processor = self.loaded.ready(), self.loaded.processor
+        texts = [". ".join(word.lower().replace(".", " ") for word in found) + "." for found in words]
+        inputs = processor(images=list(pictures), text=texts, padding=True, return_tensors="pt").to(device)
+        if (length := inputs["input_ids"].shape[1]) > self.limit:
+            raise ValueError(f"words: they are {length} tokens, and the detector reads {self.limit}. Give fewer words.")
+        outputs = self.loaded.model(**inputs)
+        sizes = [picture.size[::-1] for picture in pictures]
+        results = processor.post_process_grounded_object_detection(
+            outputs, inputs["input_ids"], BOX_THRESHOLD, TEXT_THRESHOLD, sizes
+        )
+        return [self.found(result, picture) for result, picture in zip(results, pictures, strict=True)]
+
+    def found(self, result: dict, picture: Image.Image) -> list[Box]:
+        """The boxes of one picture, cut to its edges."""
+        labels = result["text_labels"] if "text_labels" in result else result["labels"]
+        limits = torch.tensor([*picture.size, *picture.size])
+        boxes = result["boxes"].float().cpu().clamp(min=0).minimum(limits)
+        return [
+            Box(" ".join(re.sub(r"[.\s]+", " ", SPECIAL.sub("", label)).split()), tuple(edges), score)
+            for label, edges, score in zip(labels, boxes.tolist(), result["scores"].tolist(), strict=True)
+        ]

@@ -1,0 +1,51 @@
+"""What became of each picture, as a table that a person can read and a resumed run goes by."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+COLUMNS = "picture", "settings", "outcome", "words", "caption"
+WRITTEN = "written"
+
+
+class Journal:
+    """annotation_<rank>.csv of a folder. settings: what the outcome depends on, in a few letters."""
+
+    def __init__(self, folder: Path, settings: str, rank: int = 0):
+        self.folder, self.settings = folder, settings
+        self.path = folder / f"annotation_{rank}.csv"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists() or not whole_lines(self.path):
+            self.path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        else:
+            self.path.write_bytes(whole_lines(self.path))  # without the line that a kill has cut off
+
+    def add(self, picture: str, outcome: str, words: str = "", caption: str = "") -> None:
+        """Raises OSError."""
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(
+            (picture, self.settings, outcome, words, " ".join(caption.split()))
+        )
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.getvalue().encode("utf-8", "surrogateescape"))
+
+    def passed_over(self) -> dict[str, str]:
+        """Why each picture gave no record with these settings, in the journals of all processes."""
+        last: dict[str, str] = {}
+        for row in self.rows():
+            if row["settings"] == self.settings:
+                last[row["picture"]] = row["outcome"]
+        return {picture: outcome for picture, outcome in last.items() if outcome != WRITTEN}
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        for path in sorted(self.folder.glob("annotation_*.csv")):
+            text = whole_lines(path).decode("utf-8", "surrogateescape")
+            for row in csv.DictReader(io.StringIO(text)):
+                if None not in row.values():
+                    yield row
+
+
+def whole_lines(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]

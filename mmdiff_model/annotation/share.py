@@ -1,0 +1,79 @@
+"""One process's share of a folder, batch by batch: pictures are read ahead, results kept as soon as they are there."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..training.records import Record
+from .annotator import Annotator
+from .journal import WRITTEN, Journal
+from .pictures import read_caption, read_picture, record_name
+from .words import Rejected
+
+READERS = 4
+SHOWN = 64
+
+
+@dataclass
+class Share:
+    """Annotates `files` of a folder and counts what came of it.
+
+    size: what the pictures' shorter side is brought down to. shown: the first pictures with their results.
+    """
+
+    annotator: Annotator
+    folder: Path
+    files: Sequence[Path]
+    size: int
+    batch: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    words: Counter[str] = field(default_factory=Counter)
+    shown: list[tuple[np.ndarray, Record | Rejected]] = field(default_factory=list)
+
+    def run(self, writer, journal: Journal, after: Callable[[Path, Record | Rejected], None]) -> None:
+        """Raises OSError where a record cannot be written; those before it stay."""
+        for files, read in self.read_ahead():
+            good = [number for number, one in enumerate(read) if not isinstance(one, Rejected)]
+            results: list[Record | Rejected] = list(read)
+            if good:
+                names = [record_name(files[number]) for number in good]
+                pictures, captions = zip(*(read[number] for number in good), strict=True)
+                for number, result in zip(good, self.annotator.annotate(names, pictures, captions), strict=True):
+                    results[number] = result
+            for file, one, result in zip(files, read, results, strict=True):
+                self.keep(file, one, result, writer, journal)
+                after(file, result)
+
+    def keep(self, file: Path, read, result: Record | Rejected, writer, journal: Journal) -> None:
+        if isinstance(result, Record):
+            writer.write(result)
+            words = [segment.word for segment in result.segments]
+            journal.add(file.as_posix(), WRITTEN, " + ".join(words), result.caption)
+            self.words.update(word.lower() for word in words)
+            self.outcomes[WRITTEN] += 1
+        else:
+            journal.add(file.as_posix(), result.reason, caption=result.caption)
+            self.outcomes[result.reason] += 1
+        if len(self.shown) < SHOWN and not isinstance(read, Rejected):
+            self.shown.append((np.asarray(read[0]), result))
+
+    def read_ahead(self) -> Iterator[tuple[list[Path], list]]:
+        """Batches of files, each with its picture and caption, or why it has none."""
+        batches = [list(self.files[start : start + self.batch]) for start in range(0, len(self.files), self.batch)]
+        with ThreadPoolExecutor(READERS) as pool:
+            started = [[pool.submit(self.read, file) for file in batch] for batch in batches[:1]]
+            for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=[]):
+                started.append([pool.submit(self.read, file) for file in following])
+                yield batch, [future.result() for future in started.pop(0)]
+
+    def read(self, file: Path) -> tuple[Image.Image, str | None] | Rejected:
+        try:
+            return read_picture(self.folder / file, self.size), read_caption(self.folder / file)
+        except Rejected as error:
+            return error

@@ -1,0 +1,88 @@
+"""A record of training data from a picture, masks made in the graph, and a caption."""
+
+import hashlib
+
+from comfy_api.latest import io
+from torch import Tensor, nn
+
+from .annotate import DATA, data_folder, data_name
+from .images import check_mask, photos_from
+
+
+class MMDiffWriteRecord(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffWriteRecord",
+            display_name="Write Training Record (MM-Diff)",
+            category="MM-Diff/training",
+            description="Adds a picture with a mask for each class word of its caption to the data that Train MM-Diff "
+            "reads.",
+            search_aliases=["mm-diff data", "dataset", "annotation", "mask", "caption"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture, or a batch of them."),
+                io.Mask.Input("mask", tooltip="A mask for each word, in their order; for a batch, picture by picture."),
+                io.String.Input(
+                    "word",
+                    default="dog",
+                    tooltip="The class word, as it stands in the caption. Several, such as: dog, cat, for several "
+                    "masks; one word twice where the caption has it twice.",
+                ),
+                io.String.Input(
+                    "caption",
+                    default="a photo of a dog",
+                    multiline=True,
+                    tooltip="What the picture shows. One line for all pictures, or one for each.",
+                ),
+                io.String.Input(
+                    "name", default="my_data", tooltip=f"Folder of the records in input/{DATA}; what is there stays."
+                ),
+            ],
+            outputs=[io.String.Output(display_name="data", tooltip="The folder, for the data input of Train MM-Diff.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, mask: Tensor, word: str, caption: str, name: str) -> io.NodeOutput:
+        from ..mmdiff_model.annotation.annotator import record_of
+        from ..mmdiff_model.annotation.words import Rejected, place_words, split_words
+        from ..mmdiff_model.annotation.writers import FolderWriter
+
+        photos = photos_from(image, "image")
+        words = split_words(word)
+        captions = captions_of(caption, len(photos))
+        masks = check_mask("mask", mask)
+        if not words:
+            raise ValueError("word: it is empty. Name the class word that the mask covers, such as: dog.")
+        if len(masks) != len(photos) * len(words):
+            raise ValueError(
+                f"mask: got {len(masks)} masks for {len(photos)} pictures with {len(words)} words each. Connect a mask "
+                "for every word of every picture."
+            )
+        folder, records = data_folder(name), []
+        for number, (photo, text) in enumerate(zip(photos, captions, strict=True), start=1):
+            own = masks[(number - 1) * len(words) : number * len(words)]
+            own = nn.functional.interpolate(own[:, None], photo.shape[:2], mode="bilinear")[:, 0] > 0.5
+            if not own.flatten(1).any(dim=1).all():
+                raise ValueError(f"mask: a mask of picture {number} is empty. Paint the subject that its word names.")
+            phrases = place_words(text, words)
+            pixels = (photo * 255).round().byte().numpy()
+            code = hashlib.sha256(pixels.tobytes() + own.numpy().tobytes() + f"{words} {text}".encode()).hexdigest()
+            record = record_of(f"record_{code[:16]}", pixels, text, phrases, own.numpy())
+            if isinstance(record, Rejected) or len(record.segments) < len(words):
+                raise ValueError(f"mask: a mask of picture {number} is hidden by another. Give each word its own part.")
+            records.append(record)
+        writer = FolderWriter(folder)
+        for record in records:
+            writer.write(record)
+        return io.NodeOutput(data_name(folder))
+
+
+def captions_of(caption: str, pictures: int) -> list[str]:
+    """A caption for each picture: a line of its own, or the one that serves all. Raises ValueError."""
+    lines = [" ".join(line.split()) for line in caption.splitlines() if line.strip()]
+    if len(lines) not in (1, pictures):
+        raise ValueError(
+            f"caption: it has {len(lines)} lines for {pictures} pictures. Write one line for all, or one for each."
+        )
+    return lines if len(lines) == pictures else lines * pictures

@@ -1,0 +1,195 @@
+"""tools/annotate.py as a command: progress, bad input, kills, a full disk, and several processes."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import ROOT
+from mmdiff_model.files import lock
+from mmdiff_model.training.records import Records
+from tiny_annotators import write_grounding_dino, write_sam2
+
+sys.path.append(str(ROOT))
+
+from small_world.scenes import make_scene  # noqa: E402
+
+WORDS = "rabbit, robot, man, cat, dog, woman"
+COUNT = 30
+FINISHED, FAILED = 0, 1
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_grounding_dino(folder / "dino", 1)
+    write_sam2(folder / "sam2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Scenes with captions in .txt files, one picture without, and three that cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    for number in range(COUNT):
+        scene = make_scene(3, number)
+        place = folder / ("more" if number % 2 else "") / f"scene {number:02}"
+        Image.fromarray(scene.picture).save(place.with_suffix(".png"))
+        place.with_suffix(".txt").write_text(scene.caption)
+    (folder / "scene 00.txt").unlink()
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    (folder / "empty.png").touch()
+    (folder / "phone.heic").write_text("another format")
+    return folder
+
+
+@pytest.fixture
+def command(pictures, models, tmp_path):
+    def make(*options: str, launch: tuple[str, ...] = ()) -> list[str]:
+        return line(pictures, models, tmp_path / "out", *options, launch=launch)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, models, tmp_path_factory) -> list[str]:
+    """The records of an undisturbed run."""
+    output = tmp_path_factory.mktemp("whole")
+    run(line(pictures, models, output))
+    return names(output)
+
+
+def line(pictures: Path, models: Path, output: Path, *options: str, launch: tuple[str, ...] = ()) -> list[str]:
+    places = ["--pictures", str(pictures), "--models", str(models), "--output", str(output)]
+    given = () if "--words" in options else ("--words", WORDS)
+    return [sys.executable, *launch, str(ROOT / "tools" / "annotate.py"), *places, *given, *options]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(command: list[str], expected: int = FINISHED, limit: int | None = None) -> str:
+    """What a command printed. limit: bytes that a file of it may have, as on a disk that is full."""
+
+    def small_disk():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=300,
+        preexec_fn=small_disk if limit else None,
+    )
+    assert done.returncode == expected, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def names(output: Path) -> list[str]:
+    """The records of an output folder, all of which can be read."""
+    records = Records.open([output])
+    found = [records.read(number).name.rpartition("/")[2] for number in range(len(records))]
+    assert len(set(found)) == len(found)
+    return sorted(found)
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    return [row for file in sorted(output.glob("*.csv")) for row in csv.DictReader(file.open(encoding="utf-8"))]
+
+
+def test_a_folder_becomes_records(command, tmp_path):
+    printed = run(command("--batch", "4"))
+    output = tmp_path / "out"
+    assert f"{COUNT + 3} pictures, {COUNT + 3} of them left for process 1 of 1" in printed
+    for bad in ("broken.jpg", "empty.png", "phone.heic"):
+        assert f"passed over: {bad}: unreadable picture" in printed
+    assert "passed over: 3 x unreadable picture" in printed
+    found = names(output)
+    assert found and f"{COUNT + 3}/{COUNT + 3} pictures, {len(found)} records, " in printed
+    assert " pictures/s, 0:00:" in printed and f"{len(found)} records in {output}." in printed
+    assert len(rows(output)) == COUNT + 3
+    assert Image.open(output / "contact_sheet.jpg").width > 1000
+
+    again = run(command("--batch", "4"))
+    assert f"{COUNT + 3} pictures, 3 of them left" in again  # those that somebody may have mended
+    assert names(output) == found
+
+    other = run(command("--words", "dog, unicorn", "--batch", "4"))
+    assert f"{COUNT + 3 - len(found)} of them left" in other
+    assert "warning: --words: none of these" in other and "gave a record of 'unicorn'" in other
+    assert set(names(output)) >= set(found)
+
+
+def test_a_word_that_no_picture_has_is_an_error(command, tmp_path):
+    printed = run(command("--words", "unicorn"), FAILED)
+    assert "gave a record of 'unicorn'" in printed and "no class word in the caption" in printed
+    assert "error: no picture gave a record. Look at the captions in the table" in printed
+    assert {row["caption"] for row in rows(tmp_path / "out")} >= {make_scene(3, 1).caption}
+
+
+@pytest.mark.parametrize("shards", [(), ("--shards", "3")], ids=["files", "shards"])
+def test_a_killed_run_is_finished_by_the_same_command(command, whole, tmp_path, shards):
+    log = tmp_path / "out" / "annotation_0.csv"
+    for after in (4, 17):
+        process = subprocess.Popen(
+            command(*shards, "--batch", "1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        )
+        while process.poll() is None and (not log.is_file() or len(log.read_bytes().splitlines()) < after):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    printed = run(command(*shards, "--batch", "1"))
+    assert int(printed.partition(" of them left")[0].rpartition(" ")[2]) < COUNT
+    assert names(tmp_path / "out") == whole
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_full_disk_loses_nothing(command, whole, tmp_path):
+    shards = ("--shards", "100", "--batch", "2")
+    printed = run(command(*shards), FAILED, limit=150_000)
+    assert "What is written stays; the same command goes on." in printed
+    kept = names(tmp_path / "out")
+    assert kept
+    run(command(*shards))
+    assert set(kept) < set(whole) and names(tmp_path / "out") == whole
+
+
+def test_two_processes_share_the_work(command, whole, tmp_path):
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
+    printed = run(command("--shards", "5", launch=launch))
+    assert "for process 1 of 2" in printed and "for process 2 of 2" in printed
+    assert names(tmp_path / "out") == whole
+    assert len({row["picture"] for row in rows(tmp_path / "out")}) == len(rows(tmp_path / "out")) == COUNT + 3
+
+
+def test_an_output_that_is_in_use_is_left_alone(command, tmp_path):
+    give_back = lock(tmp_path / "out" / ".annotate-0.lock")
+    printed = run(command(), FAILED)
+    give_back()
+    assert f"error: another process is writing to {tmp_path / 'out'}" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--pictures", "{tmp}/nowhere"], r"error: pictures: {tmp}/nowhere is not a folder. Name the folder"),
+        (["--pictures", "{tmp}"], r"error: pictures: {tmp} holds none (.jpg"),
+        (["--models", "{tmp}/nowhere"], r"error: --models: {tmp}/nowhere is not a folder. It takes a detector"),
+        (["--words", " , "], r"error: words: there are none, and only Florence-2 takes them from captions"),
+        (["--batch", "0"], r"0 is not 1 or more"),
+    ],
+)
+def test_bad_input_is_named(command, tmp_path, options, problem):
+    filled = [option.format(tmp=tmp_path) for option in options]
+    printed = run(command(*filled), 2 if "--batch" in options else FAILED)
+    assert problem.replace("{tmp}", str(tmp_path)) in printed and "Traceback" not in printed
