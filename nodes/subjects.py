@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import comfy.model_management
 import folder_paths
 from comfy_api.latest import io, ui
+from torch import Tensor
 
+from ..mmdiff_model.regions import expand_region, feather_region
 from ..mmdiff_model.subject_file import load_subject, save_subject
 from .apply import range_inputs
 from .checks import check_finite, check_range, plain_errors, validation
@@ -13,6 +16,7 @@ from .images import check_mask
 from .sockets import MMDiffSubject
 
 FOLDER = register("mmdiff_subjects", ".safetensors")
+MAX_BORDER = 1024
 
 
 def subject_input() -> io.Input:
@@ -54,13 +58,39 @@ class MMDiffSubjectRegion(io.ComfyNode):
                     "has.",
                 ),
                 *range_inputs(),
+                io.Int.Input(
+                    "expand",
+                    default=0,
+                    min=-MAX_BORDER,
+                    max=MAX_BORDER,
+                    optional=True,
+                    tooltip="Moves the mask's border outwards by this many pixels of the mask, as Grow Mask does; "
+                    "below 0 inwards.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=0,
+                    min=0,
+                    max=MAX_BORDER,
+                    optional=True,
+                    tooltip="Fades the mask's border, after expand, over this many pixels of the mask to each side. 0 "
+                    "leaves it as painted.",
+                ),
             ],
             outputs=[MMDiffSubject.Output(display_name="subject", tooltip="The same identity with its region.")],
         )
 
     @classmethod
     def execute(
-        cls, subject, strength: float, name: str, start_percent: float, end_percent: float, mask=None
+        cls,
+        subject,
+        strength: float,
+        name: str,
+        start_percent: float,
+        end_percent: float,
+        mask=None,
+        expand: int = 0,
+        feather: int = 0,
     ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
         check_finite(strength=strength)
@@ -73,12 +103,15 @@ class MMDiffSubjectRegion(io.ComfyNode):
                     "composite."
                 )
             mask = mask[0]
+        region = mask if mask is not None else subject.region
+        if expand or feather:
+            region = shaped(region, expand, feather)
         return io.NodeOutput(
             replace(
                 subject,
                 strength=strength,
                 name=name or subject.name,
-                region=mask if mask is not None else subject.region,
+                region=region,
                 start_percent=start_percent,
                 end_percent=end_percent,
             )
@@ -96,6 +129,20 @@ def trigger_name(name: str) -> str:
             f"name: '{shown(name)}' is a number, by which a trigger calls the subject in that place. Give it letters."
         )
     return plain_name("name", name, "cannot stand in a trigger") if name.strip() else ""
+
+
+def shaped(region: Tensor | None, expand: int, feather: int) -> Tensor:
+    """The region, on the CPU, with its border moved and then faded. Raises ValueError if it is or becomes nothing."""
+    if region is None:
+        name = "expand" if expand else "feather"
+        raise ValueError(f"{name}: this subject has no mask to change. Connect one to mask, or set {name} to 0.")
+    grown = expand_region(region.to(comfy.model_management.get_torch_device()), expand)
+    if region.any() and not grown.any():
+        raise ValueError(
+            f"expand: {expand} leaves nothing of the mask ({region.shape[1]} x {region.shape[0]} px). Choose a number "
+            "closer to 0."
+        )
+    return (feather_region(grown, feather) if feather else grown).cpu()
 
 
 class MMDiffSaveSubject(io.ComfyNode):

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from einops import rearrange
+from kornia.color import rgb_to_lab
 
 from .looks import Colour, Look
 from .scenes import Content
@@ -22,7 +25,6 @@ UNDER_A_HAT = "style", "accent"
 ATTRIBUTES = "style", *SHARED_CHOICES, *COLOUR_DISTANCES
 RIGHT, SWAPPED, BLENDED = "right", "swapped", "blended"
 RESAMPLES = 2000
-RGB_TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))  # sRGB, D65
 
 Scores = dict[str, np.ndarray]
 
@@ -37,19 +39,11 @@ class Figure:
     n: int
 
 
-def to_lab(colour: Colour) -> np.ndarray:
-    """sRGB in 0..255 -> CIELAB (3,)."""
-    encoded = np.asarray(colour) / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    matrix = np.array(RGB_TO_XYZ)
-    ratios = matrix @ linear / matrix.sum(axis=1)
-    x, y, z = np.where(ratios > (6 / 29) ** 3, np.cbrt(ratios), ratios * (29 / 6) ** 2 / 3 + 4 / 29)
-    return np.array((116 * y - 16, 500 * (x - y), 200 * (y - z)))
-
-
 def distance(one: Colour, other: Colour) -> float:
-    """Euclidean in CIELAB (CIE 1976)."""
-    return float(np.linalg.norm(to_lab(one) - to_lab(other)))
+    """Euclidean in CIELAB (CIE 1976), of sRGB colours in 0..255."""
+    rgb = torch.tensor([one, other], dtype=torch.float64) / 255
+    first, second = rgb_to_lab(rearrange(rgb, "colours channels -> colours channels 1 1")).flatten(1)
+    return (first - second).norm().item()
 
 
 def is_kept(name: str, wanted: Look, seen: Look) -> bool:

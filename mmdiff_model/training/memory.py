@@ -6,6 +6,7 @@ of single operations come on top.
 """
 
 import dataclasses
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def build_sdxl(dtype: torch.dtype) -> tuple[comfy.model_base.SDXL, SimpleNamespa
     settings.unet_config.update(UNET, dtype=dtype)
     model = comfy.model_base.SDXL(settings)
     text = comfy.sdxl_clip.SDXLClipModel(dtype=dtype)
-    config = json.loads(Path(comfy.clip_vision.__file__).with_name(VISION_CONFIG).read_text())
+    config = json.loads(Path(inspect.getfile(comfy.clip_vision)).with_name(VISION_CONFIG).read_text())
     vision = comfy.clip_model.CLIPVisionModelProjection(config, dtype, "cpu", comfy.ops.manual_cast)
     return model, SimpleNamespace(cond_stage_model=text), SimpleNamespace(config=config, model=vision)
 
