@@ -24,7 +24,7 @@ IMAGE_LORAS = ("to_k_lora_image", "to_v_lora_image")
 DORA_SCALE = {"lora": 4, "loha": 7, "lokr": 8}
 
 BLOCK_NAME = re.compile(
-    r"(?:(?P<side>down|up)_blocks\.(?P<block>[0-9]{1,4})|mid_block)\.attentions\.[0-9]"
+    r"(?:(?P<side>down|up)_blocks\.(?P<block>[0-9]{1,4})|mid_block)\.attentions\.(?P<attention>[0-9])"
     r"\.transformer_blocks\.(?P<number>[0-9]{1,4})"
 )
 OFFICIAL_UNET_KEY = re.compile(r"[0-9]{1,4}\.[a-z_]+\.(?:down|up)\.weight")
@@ -58,11 +58,16 @@ def attention_names(widths: list[int]) -> list[str]:
     return names
 
 
-def names_of_depths(depths: list[int], middle: int) -> Iterator[str]:
-    """Names of the transformer blocks of an SDXL-shaped UNet, by their number in each attention of a level."""
+def names_of_depths(
+    depths: list[int], middle: int, layers: int = LAYERS_PER_BLOCK, first: int = FIRST_ATTENTION_BLOCK
+) -> Iterator[str]:
+    """Names of the transformer blocks of an SDXL-shaped UNet, by their number in each attention of a level.
+
+    layers: attentions of a block that goes down. first: the first block that has any.
+    """
     levels = list(enumerate(depths))
-    down = [(f"down_blocks.{FIRST_ATTENTION_BLOCK + level}", LAYERS_PER_BLOCK, depth) for level, depth in levels]
-    up = [(f"up_blocks.{len(depths) - 1 - level}", LAYERS_PER_BLOCK + 1, depth) for level, depth in reversed(levels)]
+    down = [(f"down_blocks.{first + level}", layers, depth) for level, depth in levels]
+    up = [(f"up_blocks.{len(depths) - 1 - level}", layers + 1, depth) for level, depth in reversed(levels)]
     return (
         f"{block}.attentions.{attention}.transformer_blocks.{number}"
         for block, attentions, depth in (*down, *up, ("mid_block", 1, middle))
@@ -72,24 +77,28 @@ def names_of_depths(depths: list[int], middle: int) -> Iterator[str]:
 
 
 def check_attentions(found: set[str]) -> None:
-    """Raises ValueError unless these are the blocks of an SDXL-shaped UNet that is as deep as the deepest of them."""
+    """Raises ValueError unless these are the blocks of an SDXL-shaped UNet, as deep as the deepest and with as many
+    attentions in a block as the fullest of them. Such a UNet has a middle, one with attention in its first block too
+    (the small world's) may have none."""
     places = []
     for name in sorted(found):
         match = BLOCK_NAME.fullmatch(name)
         if not match or max(int(match["number"]), int(match["block"] or 0)) > len(found):
             raise ValueError(f"'{name[:100]}' is not an attention of an SDXL UNet")
-        places.append((match["side"], int(match["block"] or 0), int(match["number"]) + 1))
-    levels = max((block + (side == "up") for side, block, _ in places), default=0)
-    depths, middle = [1] * levels, 1
-    for side, block, depth in places:
-        level = block - FIRST_ATTENTION_BLOCK if side == "down" else levels - 1 - block
+        places.append((match["side"], *(int(match[part] or 0) for part in ("block", "attention", "number"))))
+    first = 0 if any((side, block) == ("down", 0) for side, block, _, _ in places) else FIRST_ATTENTION_BLOCK
+    levels = max((block + 1 - first * (side == "down") for side, block, _, _ in places if side), default=1)
+    layers = max((attention + (side == "down") for side, _, attention, _ in places if side), default=1)
+    depths, middle = [1] * levels, first
+    for side, block, _, number in places:
         if side is None:
-            middle = max(middle, depth)
-        elif level >= 0:
-            depths[level] = max(depths[level], depth)
-    if missing := next((name for name in names_of_depths(depths, middle) if name not in found), None):
+            middle = max(middle, number + 1)
+        else:
+            level = block - first if side == "down" else levels - 1 - block
+            depths[level] = max(depths[level], number + 1)
+    if missing := next((name for name in names_of_depths(depths, middle, layers, first) if name not in found), None):
         raise ValueError(f"the UNet LoRA is incomplete, '{missing}' is missing")
-    if extra := sorted(found.difference(names_of_depths(depths, middle))):
+    if extra := sorted(found.difference(names_of_depths(depths, middle, layers, first))):
         raise ValueError(f"'{extra[0]}' is not an attention of an SDXL UNet")
 
 

@@ -4,14 +4,27 @@ import json
 import pickle
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from mm_diff_pack.nodes.checkpoints import MMDiffLoader
+from mm_diff_pack.nodes.sockets import connected_subjects
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mmdiff_model.checkpoint import OFFICIAL_FILES, CheckpointError, load_checkpoint, save_checkpoint
+from helpers import random_subject
+from mmdiff_model.checkpoint import (
+    ADAPTER_GROUPS,
+    OFFICIAL_FILES,
+    CheckpointError,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mmdiff_model.vision import check_clip_vision
 from tiny_pack.checkpoint import write_official_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,3 +220,169 @@ def test_a_full_disk_leaves_nothing_behind(folder, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "refused: could not write" in run.stdout, run.stderr[-2000:]
     assert list(target.iterdir()) == []
+
+
+def changed(single: Path, target: Path, change, keep_metadata: bool = False) -> Path:
+    """The single file with its tensors changed."""
+    tensors = load_file(single)
+    change(tensors)
+    with safe_open(single, framework="pt") as file:
+        save_file(tensors, target, file.metadata() if keep_metadata else None)
+    return target
+
+
+def cut(key: str, value):
+    """Changes the first tensor whose name holds `key`; None takes it away."""
+
+    def change(tensors: dict) -> None:
+        name = next(name for name in tensors if key in name)
+        tensors[name] = None if value is None else value(tensors[name]).contiguous()
+        if value is None:
+            del tensors[name]
+
+    return change
+
+
+def drop_all(key: str):
+    def change(tensors: dict) -> None:
+        for name in [name for name in tensors if key in name]:
+            del tensors[name]
+
+    return change
+
+
+def rename(old: str, new: str):
+    def change(tensors: dict) -> None:
+        for name in [name for name in tensors if old in name]:
+            tensors[name.replace(old, new)] = tensors.pop(name)
+
+    return change
+
+
+FAR = "text_encoder.text_model.encoder.layers.9000."
+DAMAGES = {
+    "it has no vision weights": drop_all("vision."),
+    "layers.3.mlp.fc1.bias' is missing": cut("vision_model.encoder.layers.3.mlp.fc1.bias", None),
+    "up_blocks.0.attentions.1.transformer_blocks.1' is missing": drop_all(
+        "up_blocks.0.attentions.1.transformer_blocks.1."
+    ),
+    "mid_block.attentions.0.transformer_blocks.0' is missing": drop_all("mid_block"),
+    "down_blocks.2.attentions.0.transformer_blocks.0.attn1.* is missing": drop_all(
+        "down_blocks.2.attentions.0.transformer_blocks.0.attn1"
+    ),
+    "holds NaN or infinite": cut("unet_lora.", lambda tensor: tensor * float("nan")),
+    "holds NaN or infinite values": cut("cls_head.proj_1.bias", lambda tensor: tensor * float("inf")),
+    "is of torch.int8": cut("text_lora.", lambda tensor: tensor.to(torch.int8)),
+    "fc1.weight' has shape": cut("text_fusion_1.fc1.weight", lambda tensor: tensor[:, :-1]),
+    "down.weight' has shape": cut("text_lora.", lambda tensor: tensor[:, :-1]),
+    "is not an attention of an SDXL UNet": rename("mid_block.attentions.0", "middle.attentions.0"),
+    "is no tensor of MM-Diff": lambda tensors: tensors.update(optimizer=torch.zeros(1)),
+    "text_encoder.text_model.encoder.layers.3.* is missing": rename("text_encoder.text_model.encoder.layers.3.", FAR),
+}
+
+
+@pytest.mark.parametrize("named", DAMAGES)
+def test_a_file_that_is_not_whole(named, single, tmp_path):
+    with pytest.raises(CheckpointError, match=named):
+        load_checkpoint(changed(single, tmp_path / "damaged.safetensors", DAMAGES[named]))
+
+
+@pytest.mark.parametrize("number", ["1000000000000", "9" * 5000, "-1"])
+def test_a_layer_of_a_number_without_end(number, folder):
+    """A list of that length would take the memory of the server."""
+    state = torch.load(folder / OFFICIAL_FILES[1])
+    state = {key.replace("layers.3.", f"layers.{number}."): tensor for key, tensor in state.items()}
+    torch.save(state, folder / OFFICIAL_FILES[1])
+    with pytest.raises(CheckpointError, match="not a key of a text encoder LoRA"):
+        load_checkpoint(folder)
+
+
+ODD_VALUES = {
+    "sparse": torch.ones(3).to_sparse(),
+    "expanded": torch.zeros(1).expand(1_000_000, 1_000_000),
+    "meta": torch.ones(3, device="meta"),
+    "quantised": torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8),
+    "text": "text",
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL_FILES)
+@pytest.mark.parametrize("odd", ODD_VALUES)
+def test_values_that_are_no_dense_tensors(name, odd, folder):
+    state = torch.load(folder / name)
+    inner = state["mm_fuse_one"] if name == OFFICIAL_FILES[2] else state
+    inner[next(iter(inner))] = ODD_VALUES[odd]
+    torch.save(state, folder / name)
+    with pytest.raises(CheckpointError, match=f"'{name}'"):
+        load_checkpoint(folder)
+
+
+def test_keys_that_are_no_names(folder):
+    state = torch.load(folder / OFFICIAL_FILES[0])
+    state[7] = torch.zeros(2)
+    torch.save(state, folder / OFFICIAL_FILES[0])
+    with pytest.raises(CheckpointError, match="holds 7 where the name of a tensor should be"):
+        load_checkpoint(folder)
+
+
+def test_a_file_that_unpacks_to_more_than_it_is(folder):
+    """PyTorch stores; an archive that is compressed could hold any size."""
+    path = folder / OFFICIAL_FILES[0]
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match="truncated or not a PyTorch file"):
+        load_checkpoint(folder)
+
+
+def test_the_digest_covers_every_tensor(single, checkpoint, tmp_path):
+    """Any other number is another checkpoint; a file whose tensors are not those that it was saved with is refused."""
+    for number, key in enumerate(
+        ("unet_lora.", "text_lora.", "vision.", "text_fusion_1.fc1.weight", "cls_head.fc.bias")
+    ):
+        change = cut(key, lambda tensor: tensor + 0.25)
+        other = load_checkpoint(changed(single, tmp_path / f"{number}.safetensors", change))
+        assert other.hash != checkpoint.hash
+        with pytest.raises(CheckpointError, match="is damaged: its tensors are not those that were saved"):
+            load_checkpoint(changed(single, tmp_path / "kept.safetensors", change, keep_metadata=True))
+
+
+def test_a_file_of_version_1_and_subjects_made_with_it(single, checkpoint, tmp_path):
+    """The old hash begins the new one, so that old subjects fit, whatever the checkpoint is loaded from."""
+    tensors = load_file(single)
+    old_hash = fingerprint({key: value for key, value in tensors.items() if key.startswith(ADAPTER_GROUPS)})
+    metadata = {"format_version": "1", "variant": "portrait", "hash": old_hash}
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    old = load_checkpoint(tmp_path / "old.safetensors")
+    assert old.hash == checkpoint.hash == load_checkpoint(single).hash
+    anna = replace(random_subject(checkpoint, 1), space=old_hash)
+    bert = random_subject(old, 2)
+    for against in (old, checkpoint, None):
+        assert connected_subjects({"subject_1": anna, "subject_2": bert}, against) == [anna, bert]
+    save_file(tensors, tmp_path / "damaged.safetensors", {**metadata, "hash": "0123456789abcdef"})
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(tmp_path / "damaged.safetensors")
+
+
+def test_the_bundled_checkpoint_is_of_version_1_and_loads():
+    loaded = load_checkpoint(ROOT / "small_world" / "weights" / "mmdiff.safetensors")
+    assert loaded.hash.startswith("ba8ce6d98fc4857c") and loaded.text_encoder_2_lora
+
+
+def test_a_checkpoint_that_was_replaced_is_loaded_anew(models_folder, single):
+    path = models_folder / "mmdiff" / "replaced.safetensors"
+    path.write_bytes(single.read_bytes())
+    state = MMDiffLoader.fingerprint_inputs(path.name, False)
+    assert state == MMDiffLoader.fingerprint_inputs(path.name, False)
+    save_file(load_file(single), path)
+    assert MMDiffLoader.fingerprint_inputs(path.name, False) != state
+    path.unlink()
+
+
+def test_vision_weights_of_another_encoder(checkpoint, tiny):
+    other = replace(checkpoint, vision={"vision_model.encoder.layers.9.mlp.fc1.bias": torch.zeros(3)})
+    with pytest.raises(ValueError, match="clip_vision: the checkpoint .* tunes 'vision_model.encoder.layers.9.*lacks"):
+        check_clip_vision(tiny.clip_vision, other)

@@ -11,9 +11,10 @@ from torch import Tensor
 from conftest import ROOT
 from helpers import ONE_STEP, guider_for, noise_for, run
 from mmdiff_model.checkpoint import load_checkpoint, write_safetensors
+from mmdiff_model.lora import unet_patches
 from mmdiff_model.sampling import apply_subjects
 from mmdiff_model.subject import encode_subject
-from mmdiff_model.text import encode_text
+from mmdiff_model.text import encode_text, with_text_lora
 from mmdiff_model.training.dataset import Batch, Drops, Examples
 from mmdiff_model.training.examples import Preparation
 from mmdiff_model.training.objective import Losses, Objective
@@ -172,6 +173,38 @@ def test_a_trained_and_loaded_checkpoint_samples_what_training_predicts(tiny, tr
     torch.testing.assert_close(model.model.process_latent_in(found), expected, atol=2e-4, rtol=1e-4)
     plain = run(guider_for(tiny.model, encode_plain(tiny), cfg=1.0), noise=noise, sigmas=ONE_STEP)
     assert (plain - found).abs().amax() > 0.01
+
+
+@pytest.mark.parametrize("parts", [(LORA, VISION), (VISION,), (LORA, VISION, REFINER), (IMAGE_BRANCH,)])
+def test_parts_that_were_not_trained_have_no_effect(tiny, training, tmp_path, parts):
+    """A checkpoint with some parts paints the picture of the base with those parts alone: LoRAs, or nothing."""
+    objective = training(parts=parts)
+    with torch.no_grad():
+        if LORA in parts:
+            for name, parameter in objective.trainable.named_parameters():
+                if name.startswith(("unet_lora", "text_lora")) and name.endswith(".up"):
+                    parameter.normal_(std=0.05)
+        tensors, metadata = objective.trainable.export()
+    objective.close()
+    write_safetensors(tensors, metadata, tmp_path / "parts.safetensors")
+    checkpoint = load_checkpoint(tmp_path / "parts.safetensors")
+    anna = encode_subject(checkpoint, tiny.clip_vision, [torch.rand(40, 40, 3)])
+    text = encode_text(tiny.clip, checkpoint, [anna], "a man<|subj|> on a hill", "blurry")
+    found = run(guider_for(apply_subjects(tiny.model, checkpoint, [anna], fuse_scale=1.0), text))
+    model = tiny.model.clone()
+    model.add_patches(unet_patches(model, checkpoint.unet_lora))
+    clip = with_text_lora(tiny.clip, checkpoint)
+    positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(words)) for words in ("a man on a hill", "blurry")
+    )
+    alone = run(guider_for(model, SimpleNamespace(positive=positive, negative=negative)))
+    plain = run(guider_for(tiny.model, encode_plain(tiny)))
+    if IMAGE_BRANCH in parts:
+        assert anna.tokens.abs().sum() > 0 and not torch.allclose(found, alone, atol=1e-3)
+        assert torch.equal(text.positive[0][0], positive[0][0])
+    else:
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+        assert LORA not in parts or not torch.allclose(found, plain, atol=1e-2)
 
 
 def constraint_of(objective: Objective, batch: Batch):
