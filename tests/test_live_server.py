@@ -28,6 +28,7 @@ pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, STEPS = 64, 2
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,34 @@ def save_outside_the_folder(graph: Graph) -> None:
     graph.add("save", "MMDiffSaveSubject", subject=subject, filename="../../escaped", overwrite=True)
 
 
+def linked_prompt(graph: Graph) -> None:
+    graph.set("MMDiffApply", positive=graph.add("words", "PrimitiveString", value="a man"))
+
+
+def switched_off_without_a_trigger(graph: Graph) -> None:
+    graph.set("MMDiffApply", positive="a man", start_percent=0.8, end_percent=0.2, enabled=False)
+
+
+def number_as_name(graph: Graph) -> None:
+    graph.set("MMDiffApply", subjects__subject_1=region(graph, "region", name="1"))
+
+
+def strength_of_nan(graph: Graph) -> None:
+    graph.set("MMDiffApply", subjects__subject_1=region(graph, "region", strength=float("nan")))
+
+
+def evaluation_of_nothing(graph: Graph) -> None:
+    inputs = {"prompt": "", "clip_model": "none", "dino_model": "none", "filename_prefix": "x"}
+    graph.add("scores", "MMDiffEvaluate", images=graph.link("VAEDecode"), **inputs)
+
+
+def training(graph: Graph, **changes: Any) -> None:
+    inputs = {"data": "people", "name": "x", "steps": 1, "batch_size": 1, "accumulation": 1, "learning_rate": 1e-4}
+    inputs |= {"size": 64, "lora_rank": 1, "constraint_weight": 0.1, "gradient_checkpointing": True, "seed": 0}
+    models = {name: ["tiny", slot] for slot, name in enumerate(("model", "clip", "vae", "clip_vision"))}
+    graph.add("train", "MMDiffTrain", **models, **{**inputs, "variant": "subject", **changes})
+
+
 def weights_that_are_no_numbers(graph: Graph) -> None:
     subject = graph.link("MMDiffEncodeSubject")
     mixed = graph.add("mix", "MMDiffMixSubjects", subjects__subject_1=subject, mode="weighted mean", weights="a lot")
@@ -215,7 +244,38 @@ BAD_INPUT = {
     "newer subject": (subject_file_is("newer.safetensors"), "MMDiffLoadSubject", "file", "Update the pack"),
     "save elsewhere": (save_outside_the_folder, "MMDiffSaveSubject", "filename", "not a plain file name"),
     "weights": (weights_that_are_no_numbers, "MMDiffMixSubjects", "weights", "such as: 1, 0.5"),
+    "linked without a trigger": (linked_prompt, "MMDiffApply", "positive", 'no trigger in "a man". Put <|subj|>'),
+    "half an emoji": (prompt_is("a man \ud83d"), "MMDiffApply", "positive", 'no trigger in "a man ?"'),
+    "half an emoji in words": (prompt_is("a man<|subj|> \ud83d"), "MMDiffApply", "positive", "cannot read the prompt"),
+    "mistyped trigger": (prompt_is("a man<|subj|>, a dog<|Subj|>"), "MMDiffApply", "positive", "is mistyped, after"),
+    "number out of range": (prompt_is("a man<|subj:2|>"), "MMDiffApply", "positive", "(known: 1 to 1)"),
+    "trigger after a comma": (prompt_is("a man, <|subj|>"), "MMDiffApply", "positive", "a punctuation mark"),
+    "percent above one": (
+        lambda graph: graph.set("MMDiffApply", end_percent=7),
+        "MMDiffApply",
+        "end_percent",
+        "0 to 1",
+    ),
+    "percent of NaN": (
+        lambda graph: graph.set("MMDiffApply", start_percent=NAN),
+        "MMDiffApply",
+        "start_percent",
+        "nan",
+    ),
+    "scale of NaN": (lambda graph: graph.set("MMDiffApply", fuse_scale=NAN), "MMDiffApply", "fuse_scale", "nan"),
+    "strength of NaN": (strength_of_nan, "MMDiffSubjectRegion", "strength", "nan"),
+    "number as a name": (number_as_name, "MMDiffSubjectRegion", "name", "Give it letters"),
+    "evaluation of nothing": (evaluation_of_nothing, "MMDiffEvaluate", "clip_model", "nothing to measure"),
+    "training without data": (lambda graph: training(graph, data=" "), "MMDiffTrain", "data", "it is empty"),
+    "training elsewhere": (lambda graph: training(graph, name="../x"), "MMDiffTrain", "name", "not a plain folder"),
+    "training of faces": (lambda graph: training(graph, variant="portrait"), "MMDiffTrain", "face_analysis", "Connect"),
 }
+KNOWN_BEFORE_ANYTHING_LOADS = [
+    *["no trigger", "trigger without a word", "more triggers", "start after end", "save elsewhere", "weights"],
+    *["half an emoji", "mistyped trigger", "number out of range", "trigger after a comma", "percent above one"],
+    *["percent of NaN", "number as a name", "evaluation of nothing", "training without data", "training elsewhere"],
+    "training of faces",
+]
 
 
 @pytest.mark.usefixtures("bad_files")
@@ -228,7 +288,14 @@ def test_bad_input_is_named_with_a_remedy_and_the_server_goes_on(case, graph, po
     assert caught.value.node_type == node_type
     assert re.search(rf"(^|: ){re.escape(name)}(:|$)", caught.value.message)
     assert says in caught.value.message
+    assert "." not in caught.value.kind
+    assert case not in KNOWN_BEFORE_ANYTHING_LOADS or caught.value.kind == "custom_validation_failed"
     assert server.images(server.run(portrait))
+
+
+def test_what_is_switched_off_is_not_checked(graph, server):
+    switched_off_without_a_trigger(graph)
+    assert server.images(server.run(graph.prompt))
 
 
 class Planted:
