@@ -39,17 +39,23 @@ def strip_triggers(prompt: str) -> str:
     return TRIGGER.sub("", prompt)
 
 
-def class_word_ends(prompt: str) -> list[int]:
-    """Where each trigger's class word ends in the prompt without triggers. Raises PromptError where no word does."""
+def word_ends(prompt: str) -> list[int]:
+    """Where the word before each trigger ends in the prompt without triggers; 0 where there is none."""
     text, ends, removed = strip_triggers(prompt), [], 0
     for match in TRIGGER.finditer(prompt):
-        end = _word_end(text, match.start() - removed)
+        ends.append(_word_end(text, match.start() - removed))
         removed += len(match[0])
+    return ends
+
+
+def class_word_ends(prompt: str) -> list[int]:
+    """Where each trigger's class word ends in the prompt without triggers. Raises PromptError where no word does."""
+    text, ends = strip_triggers(prompt), word_ends(prompt)
+    for match, end in zip(TRIGGER.finditer(prompt), ends, strict=True):
         if not end:
             raise PromptError(prompt, "a trigger has no word before it", match.start())
         if not _is_of_a_word(text[end - 1]) and not EMBEDDING.search(text, 0, end):
             raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word", match.start())
-        ends.append(end)
     return ends
 
 

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 
-from ..prompt import TRIGGER, mark_triggers
+from ..prompt import TRIGGER, strip_triggers, word_ends
 from .encoders import TOKENIZERS, check_folder, errors_of, lacking, load_parts, patcher_of, to_bytes
 from .matching import Box
 
@@ -96,7 +96,8 @@ def trigger_words(prompt: str) -> list[str]:
     """The word before each plain trigger; none where triggers name their subjects, in whatever order."""
     if any(TRIGGER.findall(prompt)):
         return []
-    return re.findall(r"([\w'-]+)\W*?\0", mark_triggers(prompt, "\0"))
+    before = [re.search(r"([\w'-]+)\W*\Z", strip_triggers(prompt)[:end]) for end in word_ends(prompt)]
+    return [found[1] for found in before if found]
 
 
 def caption_of(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
