@@ -300,6 +300,8 @@ def test_tables_by_hand():
     ]
     assert WARNING in single and WARNING in double and "Subject-Diffusion" in double
     assert WARNING not in tables(lines, [], dreambench=False)
+    faces = [Measured("a/1", [1, 1], ["a"], "", "", [["face", 1, 0.5]])]
+    assert WARNING not in tables(faces, [], dreambench=True), "nothing of it was published"
 
 
 def test_references_among_themselves_by_hand():
@@ -360,5 +362,7 @@ def test_a_kill_and_the_same_command(world, models):
 def test_the_command_says_what_is_wrong(world, models):
     said = run(world, models, "--boxes", str(models / "dino"), expected=1)
     assert "error: boxes: 'dino' is a model of type 'vit'" in said and "Traceback" not in said
+    said = run(world, models, "--output", str(world / "references" / "prompts_and_classes.txt"), expected=1)
+    assert "prompts_and_classes.txt is a file, a folder is needed." in said
     said = run(world, models, "--unseen", str(world / "references"), expected=1)
     assert "error: unseen: it reads the faces that InsightFace finds. Add --faces." in said

@@ -78,6 +78,8 @@ def run(options: argparse.Namespace) -> None:
     chosen = [name for name in ("clip", "dino", "dinov2", "faces") if getattr(options, name)]
     if not (chosen or options.server):
         raise ValueError("nothing to measure: give --clip, --dino, --dinov2 or --faces, or a --server that paints.")
+    if options.output and options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"output: {options.output} is a file, a folder is needed.")
     judges, settings, names = load(options, references, words) if chosen else (None, {}, {})
     if options.server:
         paint(options, references, words, classes)

@@ -66,7 +66,7 @@ def tables(lines: Sequence[Measured], references: Sequence[dict[str, float]], dr
         parts.append(markdown(["score", *PROTOCOL_HEAD[1:]], [protocol_row(score) for score in scores]))
         parts += [swap.table() for swap in swap_matrices(group)]
         parts.append(subject_table(group))
-        if dreambench and count in PUBLISHED:
+        if dreambench and count in PUBLISHED and {score.metric for score in scores} & set(METRICS):
             parts.append(published_table(count, own_rows(scores, references if count == 1 else [])))
     return "\n\n".join(parts) + "\n"
 
