@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
-from small_world.host import find_comfyui  # noqa: E402
+from mmdiff_model.host import find_comfyui  # noqa: E402
 
 FOLDER = "mmdiff_annotation"
 SHEET = "contact_sheet.jpg"
