@@ -19,7 +19,7 @@ CHECKED = "nodes", "mmdiff_model", "small_world", "tools"
 def main() -> int:
     """ty's exit status."""
     with tempfile.TemporaryDirectory() as folder:
-        pack = Path(folder) / "mm_diff"
+        pack = Path(folder) / "mm_diff_pack"
         link_folder(ROOT, pack)
         places = [option for path in (pack, pack / "tools") for option in ("--extra-search-path", path)]
         command = [sys.executable, "-m", "ty", "check", "--config-file", pack / "ty.toml"]

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from small_world.host import use_comfyui  # noqa: E402
+from mmdiff_model.host import use_comfyui  # noqa: E402
 
 RESULTS_FILE = "results.jsonl"
 FAILED, STOPPED = 1, 3

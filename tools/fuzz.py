@@ -100,7 +100,7 @@ def work(options: argparse.Namespace) -> int:
 
 def prepare() -> None:
     """ComfyUI, and the pack under a name as ComfyUI gives it one."""
-    from small_world.host import use_comfyui
+    from mmdiff_model.host import use_comfyui
 
     use_comfyui()
     import torch
