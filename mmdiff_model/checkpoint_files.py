@@ -100,6 +100,8 @@ def _check_archive(path: Path) -> None:
                 names = {arg for op, arg, _ in pickletools.genops(archive.read(member)) if op.name == "GLOBAL"}
                 if foreign := sorted(name for name in names if not name.startswith(PLAIN)):
                     raise pickle.UnpicklingError(f"it asks for {foreign[0]}")
+        if damaged := archive.testzip():  # PyTorch does not compare checksums
+            raise ValueError(f"'{damaged}' is damaged")
 
 
 def _check_tensors(tensors: dict[Any, Any], file: str) -> None:

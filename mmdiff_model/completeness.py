@@ -91,6 +91,8 @@ def check_vision(vision: dict[str, Tensor], known_whole: bool) -> None:
     """The tuned layers are the encoder's last ones, and the same parameters of each are tuned."""
     if not vision and not known_whole:
         raise ValueError("it has no vision weights")
+    if unknown := sorted(key for key in vision if not key.startswith(("vision_model.", "visual_projection."))):
+        raise ValueError(f"'vision.{unknown[0][:100]}' is no tensor of a CLIP vision model")
     layers: dict[str, set[str]] = {}
     for key in vision:
         place, found, rest = key.partition("encoder.layers.")

@@ -21,6 +21,7 @@ def photos_from(images: Tensor, source: str = "images") -> list[Tensor]:
                 f"{source}: photo {number} holds NaN or infinite values. Check the node that made it, usually a VAE "
                 "decode in half precision."
             )
+    images = images.float()
     channels = images.shape[-1]
     if channels == 1:
         images = images.expand(-1, -1, -1, 3)

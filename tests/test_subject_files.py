@@ -1,5 +1,7 @@
 """Subjects as files and as data: saving, loading, mixing, and every file or name that is refused."""
 
+import base64
+import io
 import json
 import os
 from dataclasses import fields, replace
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mm_diff_pack.nodes.mix import ALL_TOKENS, SPHERICAL, WEIGHTED, MMDiffMixSubjects
 from mm_diff_pack.nodes.sockets import connected_subjects
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -133,6 +136,56 @@ def test_a_header_without_a_field(anna, tmp_path):
     save_subject(anna, path)
     rewrite(path, lambda header: header.pop("space"))
     with pytest.raises(SubjectFileError, match="'anna.safetensors'"):
+        load_subject(path)
+
+
+def picture(kind: str, size: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size)).save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+FIELDS = {
+    "strength": [float("nan"), float("inf"), -1, "1", None, True, 10**400],
+    "start_percent": [0.95, 2, "0"],
+    "end_percent": [-1, float("nan")],
+    "name": [7, "a|b", "x" * 300, "a\nb"],
+    "space": ["", "zz", 7],
+    "variant": ["other", []],
+    "scores": ["abc", [float("nan")], {}],
+    "outliers": [[0], [1.5], [True], None],
+    "format": ["other"],
+    "format_version": ["1", None, 0.5],
+    "thumbnail": [picture("EPS", 32), picture("GIF", 32), picture("PNG", 5000), "no base64", 7],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in FIELDS.items() for value in values])
+def test_a_field_that_is_none_of_ours(anna, tmp_path, field, value):
+    """An EPS would start Ghostscript; a PNG of 5000 pixels is no thumbnail. Older files have no digest."""
+    path = tmp_path / "anna.safetensors"
+    save_subject(anna, path)
+    rewrite(path, lambda header: (header.pop("digest"), header.update({field: value})))
+    with pytest.raises(SubjectFileError, match=f"^file: 'anna.safetensors' is damaged: its {field}"):
+        load_subject(path)
+
+
+def test_a_file_without_a_digest_is_of_an_older_version(anna, tmp_path):
+    path = tmp_path / "anna.safetensors"
+    save_subject(anna, path)
+    rewrite(path, lambda header: header.pop("digest"))
+    assert_same(anna, load_subject(path))
+
+
+@given(place=st.floats(0, 1), bit=st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_flipped_bit_is_found(anna, tmp_path_factory, place, bit):
+    path = tmp_path_factory.mktemp("flipped") / "anna.safetensors"
+    save_subject(anna, path)
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(SubjectFileError, match="^file: 'anna.safetensors' "):
         load_subject(path)
 
 

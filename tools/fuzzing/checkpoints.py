@@ -146,6 +146,8 @@ class Checkpoints:
             for value in state.values()
         ):
             return False
+        if any(value.numel() > 1_000_000 for value in state.values()):
+            return False
         save_file({str(key): value.contiguous().clone() for key, value in state.items()}, path)
         return True
 
