@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor, nn
 
-from ..mmdiff_model.sampling import last_routing
+from ..mmdiff_model.sampling import last_routing, why_no_routing
 from .checks import check_finite
 
 COLOURS = torch.tensor(
@@ -43,22 +43,10 @@ class MMDiffRoutingPreview(io.ComfyNode):
         check_finite(opacity=opacity)
         weights = last_routing(model)
         if weights is None:
-            raise ValueError(
-                "model: no routing was recorded. Connect the MODEL that the KSampler used, and choose routing "
-                "'masks' or 'auto' (auto needs two subjects or more, each with a trigger)."
-            )
-        maps = torch.cat(
-            [
-                heat_maps(image, subject_weights, opacity)
-                for image, subject_weights in zip(images, spread(weights, len(images)), strict=True)
-            ]
-        )
+            why = ui.PreviewText(f"No map: {why_no_routing(model)}")
+            return io.NodeOutput(images, ui={**ui.PreviewImage(images, cls=cls).as_dict(), **why.as_dict()})
+        maps = torch.cat([heat_maps(image, weights[i % len(weights)], opacity) for i, image in enumerate(images)])
         return io.NodeOutput(maps, ui=ui.PreviewImage(maps, cls=cls))
-
-
-def spread(weights: Tensor, batch: int) -> Tensor:
-    """Weights of one picture serve the whole batch."""
-    return weights.expand(batch, -1, -1, -1) if len(weights) == 1 else weights
 
 
 def heat_maps(image: Tensor, weights: Tensor, opacity: float) -> Tensor:

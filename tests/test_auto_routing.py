@@ -256,10 +256,32 @@ def test_preview_shows_each_subject_over_the_picture(with_subjects, text, anna, 
         assert torch.allclose(maps[index][64, coloured], preview.COLOURS[index] * 0.65, atol=1e-3)
 
 
-def test_preview_needs_a_record(tiny, with_subjects, anna, bert):
-    for model in (tiny.model, with_subjects(anna, bert)):
-        with pytest.raises(ValueError, match="model: no routing was recorded"):
-            preview.MMDiffRoutingPreview.execute(model, torch.zeros(1, 8, 8, 3), 0.5)
+def test_preview_without_a_record_says_why(tiny, with_subjects, text, anna, bert, folder_for_previews):
+    """It never stops a graph: the pictures pass, with a line beside them."""
+    off, auto, pictures = with_subjects(anna, bert, routing=OFF), with_subjects(anna, bert), torch.rand(3, 8, 8, 3)
+    sample(off, text, sigmas=ONE_STEP)
+    for model, why in ((tiny.model, "carries no subjects"), (off, "routing is 'off'"), (auto, "read no regions")):
+        shown = preview.MMDiffRoutingPreview.execute(model, pictures, 0.5)
+        assert torch.equal(shown.args[0], pictures)
+        assert why in shown.ui["text"][0]
+        assert len(shown.ui["images"]) == 3
+
+
+def test_preview_of_more_pictures_than_were_sampled(with_subjects, text, anna, bert, folder_for_previews):
+    auto = with_subjects(anna, bert)
+    sample(auto, text, sigmas=ONE_STEP, noise=noise_for(batch=2))
+    assert len(preview.MMDiffRoutingPreview.execute(auto, torch.rand(3, 8, 8, 3), 0.5).args[0]) == 6
+
+
+def test_a_subject_that_ends_early_keeps_its_place(tiny, checkpoint, with_subjects, anna, bert):
+    """The record has every subject of the model; the one that ended, where it was last."""
+    carl = random_subject(checkpoint, 3)
+    text = encode(tiny, checkpoint, [anna, bert, carl], "a man<|subj|>, a woman<|subj|> and a dog<|subj|> dancing")
+    auto = with_subjects(replace(anna, end_percent=0.5), bert, carl)
+    sample(auto, text, sigmas=LONG)
+    record = last_routing(auto)
+    assert record.shape[:2] == (1, 3)
+    assert (record.amax(dim=(0, 2, 3)) > 0.5).all()
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def coupled_rows(call: Call, attention: Attention) -> tuple[Row, ...] | None:
         for part, index in enumerate(call.indices)
         for repeat in range(1 if index == UNCONDITIONAL else repeats)
     ]
-    if len(sources) * length != count:
+    if len(sources) * length != count or repeats < (2 if layout is None else 1):
         return None
     if layout is None:
         chunks = attention.q.split(length)

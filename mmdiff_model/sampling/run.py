@@ -40,6 +40,18 @@ def last_routing(model: ModelPatcher) -> Tensor | None:
     return found[0].last_routing if found else None
 
 
+def why_no_routing(model: ModelPatcher) -> str:
+    """Why `last_routing` has nothing, in words."""
+    found = model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
+    if not found:
+        return "this MODEL carries no subjects. Connect the MODEL that Apply MM-Diff gave and the KSampler used."
+    if found[0].routing == OFF:
+        return "routing is 'off', so every subject may be anywhere. Choose 'masks' or 'auto' in Apply MM-Diff."
+    if found[0].routing == AUTO:
+        return "'auto' read no regions. It needs a finished sampling, and a prompt that calls two subjects or more."
+    return "nothing was sampled with this MODEL yet. Connect the one that the KSampler used."
+
+
 def apply_subjects(
     model: ModelPatcher,
     checkpoint: Checkpoint,

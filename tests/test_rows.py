@@ -1,0 +1,253 @@
+"""Whose a row is: layouts of other packs, each against the same rows sampled one at a time."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import comfy_extras.nodes_context_windows as context_windows
+import pytest
+import torch
+
+import neighbour_packs as packs
+import nodes as core
+from helpers import ONE_STEP, a_conditioning, distance, encode, left_half, noise_for, random_subject, record, sample
+from mmdiff_model.sampling import apply_subjects, last_routing
+from mmdiff_model.sampling.attention import Attention
+from mmdiff_model.sampling.conditionings import match_subject
+from mmdiff_model.sampling.routing import AUTO, MASKS, MODES, OFF, Masks, Off
+from mmdiff_model.sampling.rows import Call, Row, rows_by_text
+from mmdiff_model.sampling.step import Step
+from mmdiff_model.subject import identify
+from mmdiff_model.subject_file import load_subject, save_subject
+
+FLOOR = 5e-5
+HALVES = (slice(0, 8), slice(8, 16))
+THIRDS = (slice(0, 8), slice(4, 12), slice(8, 16))
+TWO_STEPS = (4.1, 1.2, 0.0)
+
+
+@pytest.fixture(scope="module")
+def anna(checkpoint):
+    return random_subject(checkpoint, 1, name="anna", region=left_half())
+
+
+@pytest.fixture(scope="module")
+def bert(checkpoint):
+    return random_subject(checkpoint, 2, name="bert", photos=2, region=1 - left_half())
+
+
+@pytest.fixture(scope="module")
+def text(tiny, checkpoint, anna, bert):
+    return encode(tiny, checkpoint, [anna, bert])
+
+
+@pytest.fixture(scope="module")
+def ours(tiny, checkpoint, anna, bert):
+    """The two on a model, with a routing."""
+
+    def apply(routing=OFF, model=None, scale=0.8):
+        return apply_subjects(model or tiny.model, checkpoint, [anna, bert], scale, routing=routing)
+
+    return apply
+
+
+@pytest.mark.parametrize("routing", MODES)
+@pytest.mark.parametrize("tiles, at_once", [(HALVES, 2), (THIRDS, 2), (THIRDS, 3), (THIRDS, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_tiles(ours, text, caplog, routing, tiles, at_once, batch):
+    """Tile-major batches, even and not. A tile does not know its place: it is routed as `off` is, said once."""
+    noise = noise_for(batch=batch)
+    tiled, singly = (
+        sample(packs.in_tiles(ours(routing), at_once, tiles, alone), text, noise=noise, sigmas=TWO_STEPS)
+        for alone in (False, True)
+    )
+    assert distance(tiled, singly) <= FLOOR
+    off = sample(packs.in_tiles(ours(OFF), at_once, tiles), text, noise=noise, sigmas=TWO_STEPS)
+    assert distance(tiled, off) <= FLOOR
+    if routing != OFF:
+        assert caplog.text.count("They are routed 'off'") == 2
+
+
+@pytest.mark.parametrize("routing", MODES)
+@pytest.mark.parametrize("how", ["host", "theirs"])
+def test_context_windows(ours, text, routing, how):
+    """Each window of pictures is as it is alone, its maps its own."""
+    noise = torch.cat([noise_for(seed=seed) for seed in range(5, 9)])
+    if how == "host":
+        node = context_windows.ContextWindowsManualNode
+        model = node.execute(ours(routing), 2, 0, "standard_static", 1, False, "flat", 0, freenoise=False).args[0]
+    else:
+        model = packs.in_windows(ours(routing), [[0, 1], [2, 3]])
+    together = sample(model, text, noise=noise, sigmas=TWO_STEPS)
+    alone = torch.cat([sample(ours(routing), text, noise=pair, sigmas=TWO_STEPS) for pair in noise.split(2)])
+    assert distance(together, alone) <= FLOOR
+    if routing == AUTO:
+        assert last_routing(model).shape[:2] == (4, 2)
+
+
+@pytest.mark.parametrize("routing", MODES)
+@pytest.mark.parametrize(
+    "neighbour", [packs.rows_singly, packs.past_apply_model, packs.without_precision], ids=lambda pack: pack.__name__
+)
+def test_packs_that_change_no_number(ours, text, routing, neighbour):
+    plain = sample(ours(routing), text, sigmas=TWO_STEPS)
+    assert distance(sample(neighbour(ours(routing)), text, sigmas=TWO_STEPS), plain) <= FLOOR
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_keys_and_values_of_their_own(tiny, checkpoint, anna, bert, ours, text, routing):
+    """A conditioning with each token twice is the plain one, class words included."""
+    model, clip = packs.keys_and_values_apart(tiny.model, tiny.clip)
+    doubled = encode(SimpleNamespace(clip=clip), checkpoint, [anna, bert])
+    assert doubled.positive[0][0].shape[1] == 154
+    assert distance(sample(ours(routing, model), doubled), sample(ours(routing), text)) <= FLOOR
+
+
+@pytest.mark.parametrize("key", [None, *packs.LAYOUT_KEYS])
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("positive", [1, 2])
+def test_attention_couples(ours, text, key, prompts, positive):
+    """More parts than two, published or not: the image term reaches each prompt's rows once, and no other row."""
+    other = text.negative[0][0].flip(1)
+    masks = torch.softmax(torch.arange(prompts + 1.0), 0)[:, None, None].expand(-1, 64, 64)
+    couple = packs.AttentionCouple([other * (i + 1) for i in range(prompts)], masks, key)
+    text = replace(text, positive=[*text.positive, *text.positive][:positive])
+
+    def of(model, index):
+        return record(model, text).first(index)
+
+    for index in (0, 1):
+        term = of(ours(), index) - of(ours(scale=0.0), index)
+        coupled = of(couple.on_model(ours()), index) - of(couple.on_model(ours(scale=0.0)), index)
+        assert (coupled - term).abs().max() <= 1e-4
+
+
+def test_a_couple_keeps_the_base_prompts_class_words_apart(ours, text):
+    """With all of the picture in the base prompt's mask, the couple changes nothing, masks included."""
+    masks = torch.stack([torch.ones(64, 64), torch.zeros(64, 64)])
+    couple = packs.AttentionCouple([text.negative[0][0].flip(1)], masks, packs.LAYOUT_KEYS[0])
+    for routing in (MASKS, AUTO):
+        plain = record(ours(routing), text).first()
+        assert distance(record(couple.on_model(ours(routing)), text).first(), plain) <= FLOOR
+
+
+def test_a_prompt_gets_the_subjects_that_it_calls(tiny, checkpoint, anna, bert, ours):
+    """Two prompts of ours side by side: each is what it is with its subject alone on the model."""
+    texts = {
+        who.name: encode(tiny, checkpoint, [anna, bert], f"a man<|subj:{who.name}|> dancing") for who in (anna, bert)
+    }
+    alone = [
+        sample(apply_subjects(tiny.model, checkpoint, [who], 0.8), texts[who.name], 1.0, sigmas=ONE_STEP)
+        for who in (anna, bert)
+    ]
+    both = replace(texts["anna"], positive=texts["anna"].positive + texts["bert"].positive)
+    for order in ([anna, bert], [bert, anna]):
+        model = apply_subjects(tiny.model, checkpoint, order, 0.8)
+        assert distance(sample(model, both, 1.0, sigmas=ONE_STEP), sum(alone) / 2) <= FLOOR
+    assert distance(alone[0], alone[1]) > 0.01
+
+
+def test_a_prompt_without_triggers_gets_all(tiny, checkpoint, ours, text):
+    plain = [[embeddings, {"pooled_output": entry["pooled_output"]}] for embeddings, entry in text.positive]
+    assert distance(sample(ours(), replace(text, positive=plain)), sample(ours(), text)) <= FLOOR
+
+
+def test_a_subject_is_itself_in_any_list_and_file(checkpoint, anna, bert, tmp_path):
+    save_subject(anna, tmp_path / "anna.safetensors")
+    again = load_subject(tmp_path / "anna.safetensors")
+    moved = replace(anna, region=1 - anna.region, strength=0.5)
+    carried = [identify(who) for who in (bert, moved)]
+    assert [match_subject(0, identify(who), carried) for who in (anna, again, moved, bert)] == [1, 1, 1, 0]
+    assert match_subject(0, identify(random_subject(checkpoint, 7)), carried) is None
+    twins = [identify(anna), identify(moved)]
+    assert [match_subject(0, who, twins) for who in twins] == [0, 1]
+    assert match_subject(1, identify(anna), [identify(anna)] * 2) == 1
+
+
+def test_what_is_missing_is_said_once(tiny, checkpoint, anna, bert, text, caplog):
+    only_anna = apply_subjects(tiny.model, checkpoint, [anna])
+    sample(only_anna, text, sigmas=TWO_STEPS)
+    assert caplog.text.count("calls subject 2 ('bert') of its text node, which the model does not carry") == 1
+    caplog.clear()
+    sample(apply_subjects(tiny.model, checkpoint, [anna, bert]), encode(tiny, checkpoint, [anna]), sigmas=TWO_STEPS)
+    assert caplog.text.count("no positive prompt calls subject 2 ('bert')") == 1
+
+
+@pytest.mark.parametrize(
+    "join", [core.ConditioningConcat().concat, lambda a, b: core.ConditioningAverage().addWeighted(a, b, 0.5)]
+)
+def test_joined_prompts_that_lose_their_triggers_are_pointed_out(tiny, ours, text, caplog, join):
+    """ComfyUI keeps what is said of conditioning_to alone."""
+    plain = [[embeddings.flip(1), {"pooled_output": entry["pooled_output"]}] for embeddings, entry in text.positive]
+    (lost,) = join(plain, text.positive)
+    routed, off = (sample(ours(routing), replace(text, positive=lost)) for routing in (AUTO, OFF))
+    assert torch.equal(routed, off)
+    assert "connect that one to conditioning_to" in caplog.text
+    (kept,) = join(text.positive, plain)
+    routed, off = (sample(ours(routing), replace(text, positive=kept)) for routing in (AUTO, OFF))
+    assert distance(routed, off) > 5e-4
+
+
+def test_an_attention_of_the_bases_own_is_passed_on(ours, text, tiny):
+    """Newer hosts give it to their attention as `preferred_attention`, where a module brings one."""
+    seen, own = [], object()
+
+    def attention(function, *args, **kwargs):
+        seen.append(kwargs.pop("preferred_attention", None))
+        return function(*args, **kwargs)
+
+    module = tiny.model.model.diffusion_model.input_blocks[4][1].transformer_blocks[0].attn2
+    model = ours()
+    model.model_options["transformer_options"]["optimized_attention_override"] = attention
+    module.comfy_attention = own
+    try:
+        sample(model, text, sigmas=ONE_STEP)
+    finally:
+        del module.comfy_attention
+    assert seen.count(own) == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_layouts(seed):
+    """Rows of random prompts in random order: found by their text, and each attended to as it is alone."""
+    random = torch.Generator().manual_seed(seed)
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=random))
+
+    lengths = tuple(4 * (1 + below(2)) for _ in range(1 + below(3)))
+    count, size, width = 2 + below(4), (2 + below(4), 3 + below(4)), 32
+    known = []
+    for number in range(count):
+        called = tuple(i for i in range(len(lengths)) if below(2))
+        words = tuple((who, below(24)) for who in called)
+        conditioning = a_conditioning(called, words, 24, number)
+        known.append(replace(conditioning, text=torch.randn(1, 24, width, generator=random)))
+    order = [below(count) for _ in range(1 + below(9))]
+    repeated = torch.cat([known[number].text.repeat(1, 2, 1) for number in order])
+    noisy = repeated + 0.1 * torch.randn(repeated.shape, generator=random)
+    rows = rows_by_text(noisy, known, [conditioning.text for conditioning in known])
+    assert [row.conditioning for row in rows] == [known[number] for number in order]
+
+    q = torch.randn(len(order), size[0] * size[1], width, generator=random)
+    k, v = torch.randn(2, len(order), 48, width, generator=random)
+    image = tuple(torch.randn(2, 1, sum(lengths), width, generator=random))
+    options = {"n_heads": 4, "activations_shape": [len(order), width, *size]}
+    regions = [torch.rand(8, 8, generator=random) for _ in lengths]
+
+    def attend(chosen: slice, routing) -> torch.Tensor:
+        call = Call(rows[chosen], (0,), size)
+        step = Step(call, frozenset(range(len(lengths))), lengths, size, routing, tuple(known))
+        return step.prepare(q.device).attend(
+            Attention(("input", 4, 0), q[chosen], k[chosen], v[chosen], image, options)
+        )
+
+    for routing in (Off(), Masks(regions)):
+        alone = torch.cat([attend(slice(i, i + 1), routing) for i in range(len(order))])
+        assert distance(attend(slice(None), routing), alone) < 1e-5
+
+
+def test_a_row_of_unknown_text_is_unknown():
+    known = [replace(a_conditioning((i,), number=i), text=torch.randn(1, 77, 8)) for i in range(2)]
+    strange = torch.cat([known[1].text, torch.randn(1, 77, 8), (known[0].text + known[1].text) / 2])
+    rows = rows_by_text(strange, known, [conditioning.text for conditioning in known])
+    assert rows == (Row(known[1]), Row(None), Row(None))
