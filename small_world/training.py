@@ -46,8 +46,8 @@ class Trainer(Loop):
 
         loss_of(step) -> the loss, and figures for the log. Raises LossError, OSError.
         """
-        log = Log(self.name, self.step, self.plan.steps)
         with signals() as stop:
+            log = Log(self.name, self.step, self.plan.steps)
             return self.run(lambda step: Micro(*loss_of(step)), CHECKPOINT_SECONDS, stop, log.write)
 
 
