@@ -3,6 +3,7 @@
 Every module is ComfyUI's own class. Weights are four .safetensors files, with the token embeddings as compact tables.
 """
 
+import json
 from pathlib import Path
 
 import comfy.clip_model
@@ -17,7 +18,7 @@ import comfy.supported_models
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from .vocabulary import END, expand, known_tokens
 
@@ -61,18 +62,8 @@ UNET = {
     "use_spatial_transformer": True,
     "dtype": torch.float32,
 }
-VISION = {
-    "hidden_size": 96,
-    "intermediate_size": 384,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "image_size": 96,
-    "patch_size": 12,
-    "projection_dim": 96,
-    "hidden_act": "quick_gelu",
-    "num_channels": 3,
-    "model_type": "clip_vision_model",
-}
+VISION_FILE = Path(__file__).with_name("vision.json")
+VISION = json.loads(VISION_FILE.read_text())
 _CODER = {
     "double_z": True,
     "z_channels": 4,
@@ -119,12 +110,18 @@ def build_text() -> nn.ModuleDict:
 
 
 def build_base(device: str | torch.device = "cpu") -> comfy.model_base.SDXL:
-    """ComfyUI's SDXL around the UNet, with its noise schedule and size embeddings."""
+    """ComfyUI's SDXL around a UNet to train."""
+    model = bare_base(device)
+    start_quietly(initialised(model.diffusion_model))
+    return model
+
+
+def bare_base(device: str | torch.device = "cpu") -> comfy.model_base.SDXL:
+    """ComfyUI's SDXL with its noise schedule and size embeddings, its weights as they come from memory."""
     config = comfy.supported_models.SDXL(UNET)
     config.unet_config.update(UNET)
     model = comfy.model_base.SDXL(config, device=device)
     model.embedder = comfy.model_base.Timestep(TIME_EMBEDDING)
-    start_quietly(initialised(model.diffusion_model))
     return model
 
 
@@ -159,28 +156,36 @@ def start_quietly(unet: nn.Module) -> None:
 def load_clip(weights: Path) -> comfy.sd.CLIP:
     """CLIP from a folder of trained weights, with the host's own tokenisers."""
     options = {f"{key}_model_config": text_config(sizes) for key, sizes in TEXT.items()}
-    clip = comfy.sd.CLIP(TextTarget, model_options={**options, "dtype": torch.float32})
-    tensors = load_file(weights / f"{TEXT_ENCODERS}.safetensors")
-    for key in TEXT:
-        state = {name.removeprefix(f"{key}."): tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
-        state[TABLE] = expand(state[TABLE])
-        getattr(clip.cond_stage_model, key).transformer.load_state_dict(state)
-    return clip
+    state = {}
+    for name, tensor in read_weights(weights, TEXT_ENCODERS).items():
+        key, _, rest = name.partition(".")
+        state[f"{key}.transformer.{rest}"] = expand(tensor) if rest == TABLE else tensor
+    return comfy.sd.CLIP(TextTarget, model_options={**options, "dtype": torch.float32}, state_dict=state)
 
 
 def load_model(weights: Path) -> comfy.model_patcher.ModelPatcher:
     """MODEL from a folder of trained weights."""
-    model = build_base()
-    model.diffusion_model.load_state_dict(load_file(weights / f"{UNET_MODEL}.safetensors"))
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    return comfy.model_patcher.ModelPatcher(model, device, offload)
+    patcher = comfy.model_patcher.CoreModelPatcher(bare_base(), load_device=device, offload_device=offload)
+    give_weights(patcher.model.diffusion_model, read_weights(weights, UNET_MODEL), patcher)
+    return patcher
 
 
 def load_vision(weights: Path) -> comfy.clip_vision.ClipVisionModel:
     """CLIP_VISION from a folder of trained weights."""
-    vision = comfy.clip_vision.ClipVisionModel(VISION)
-    vision.model.load_state_dict(load_file(weights / f"{VISION_ENCODER}.safetensors"))
+    vision = comfy.clip_vision.ClipVisionModel(VISION_FILE)  # a file: ComfyUI reads dictionaries since 0.24 only
+    give_weights(vision.model, read_weights(weights, VISION_ENCODER), vision.patcher)
     return vision
+
+
+def read_weights(weights: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of `weights`/<name>.safetensors in float32."""
+    return {key: tensor.float() for key, tensor in load_file(weights / f"{name}.safetensors").items()}
+
+
+def give_weights(module: nn.Module, state: dict[str, Tensor], patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Loads as the host does: under DynamicVRAM a module takes the tensors over, its layers have none before."""
+    module.load_state_dict(state, assign=patcher.is_dynamic())
 
 
 def load_vae(weights: Path) -> comfy.sd.VAE:

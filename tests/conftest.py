@@ -20,6 +20,9 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+if os.environ.get("MMDIFF_DYNAMIC_VRAM"):
+    import dynamic_vram  # noqa: F401
+
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 

@@ -7,11 +7,18 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
+from torch import nn
 
 from .examples import FindFace
 from .session import BaseModels
 
-NOT_COPIED = "model_config", "current_patcher"
+SHARED = "model_config", "current_patcher"
+# what DynamicVRAM keeps on a model and on its layers: addresses of memory that is freed with the original
+DYNAMIC = (
+    *("dynamic_vbars", "dynamic_pins", "dynamic_patchers"),
+    *("_v", "_v_signature", "_v_weight", "_v_bias", "_pins", "_pin_state", "_prefetch"),
+    *("weight_lowvram_function", "bias_lowvram_function"),
+)
 
 
 def copy_base(
@@ -39,11 +46,22 @@ def copy_base(
 
 def copy_patcher(patcher: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     """A patcher without patches, around a copy of the module that has them in its weights."""
-    shared = {id(value): value for value in (getattr(patcher.model, name, None) for name in NOT_COPIED)}
-    module = copy.deepcopy(patcher.model, shared)
+    module = copy_module(patcher.model)
     own = patcher.clone(disable_dynamic=True, model_override=(module, ({}, {}, {}, set())))
     for key in own.patches:
         own.patch_weight_to_device(key)
     own.patches, own.backup = {}, {}
     module.to(dtype)
+    return own
+
+
+def copy_module(model: nn.Module) -> nn.Module:
+    """A copy with weights of its own, and with nothing that belongs to the host's memory management."""
+    kept = [getattr(model, name, None) for name in SHARED]
+    for module in model.modules():
+        kept += [value for name, value in vars(module).items() if name in DYNAMIC]
+    own = copy.deepcopy(model, {id(value): value for value in kept})
+    for module in own.modules():
+        for name in DYNAMIC:
+            vars(module).pop(name, None)
     return own

@@ -7,7 +7,7 @@ import torch
 from comfy.clip_model import CLIPVisionModelProjection
 from torch import Tensor
 
-from .models import TEXT, TEXT_NAMES, UNET, VISION
+from .models import TEXT, TEXT_NAMES, UNET, VISION, parameter_shapes
 from .weights import weight
 
 TEXT_LORA_RANK, UNET_LORA_RANK = 16, 64
@@ -126,7 +126,7 @@ def custom_weights(seed: int) -> dict[str, dict[str, Tensor]]:
     text_1, text_2 = (config["hidden_size"] for config in TEXT.values())
     vision = CLIPVisionModelProjection(VISION, torch.float32, "meta", comfy.ops.manual_cast)
     shapes = {
-        "image_encoder": {key: tensor.shape for key, tensor in vision.state_dict().items() if key.startswith(TUNED)},
+        "image_encoder": {key: shape for key, shape in parameter_shapes(vision).items() if key.startswith(TUNED)},
         "obj_embeds_proj": {
             **norm("layernorm", cls),
             **linear("fc", cls, cls),

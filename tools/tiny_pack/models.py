@@ -1,9 +1,15 @@
 """A tiny SDXL of ComfyUI's own classes, with random weights: the code that the large one runs, in a second."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.clip_model
 import comfy.clip_vision
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models
@@ -50,18 +56,8 @@ TEXT = {
     },
 }
 TEXT_NAMES = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-VISION = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "image_size": 224,
-    "patch_size": 32,
-    "projection_dim": 96,
-    "hidden_act": "quick_gelu",
-    "num_channels": 3,
-    "model_type": "clip_vision_model",
-}
+VISION_FILE = Path(__file__).with_name("vision.json")
+VISION = json.loads(VISION_FILE.read_text())
 VAE = {
     "embed_dim": 4,
     "ddconfig": {
@@ -96,8 +92,10 @@ def make_model(seed: int) -> comfy.model_patcher.ModelPatcher:
     names = comfy.utils.unet_to_diffusers(config.unet_config).items()
     diffusers_names = {key: name for name, key in names if not name.startswith("class_embedding.")}
     fill(model.diffusion_model, seed, lambda key: f"unet.{diffusers_names[key]}")
-    return comfy.model_patcher.ModelPatcher(
-        model, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.CoreModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
     )
 
 
@@ -107,16 +105,24 @@ def make_clip(seed: int, embeddings: str | None = None) -> comfy.sd.CLIP:
         f"{key}_model_config": {**config, "eos_token_id": 49407, "max_position_embeddings": 77}
         for key, config in TEXT.items()
     }
-    clip = comfy.sd.CLIP(TextTarget, embedding_directory=embeddings, model_options={**options, "dtype": torch.float32})
+    state = {}
     for key, name in TEXT_NAMES.items():
-        encoder = getattr(clip.cond_stage_model, key).transformer
-        fill(encoder, seed, lambda parameter, name=name: f"{name}.{parameter}")
-    return clip
+        encoder = comfy.clip_model.CLIPTextModel(
+            options[f"{key}_model_config"], torch.float32, "meta", comfy.ops.manual_cast
+        )
+        for parameter, shape in parameter_shapes(encoder).items():
+            state[f"{key}.transformer.{parameter}"] = weight(f"{name}.{parameter}", shape, seed)
+    return comfy.sd.CLIP(
+        TextTarget,
+        embedding_directory=embeddings,
+        model_options={**options, "dtype": torch.float32},
+        state_dict=state,
+    )
 
 
 def make_clip_vision(seed: int) -> comfy.clip_vision.ClipVisionModel:
     """CLIP_VISION: width 128, projection 96, 49 patches of 32 px."""
-    vision = comfy.clip_vision.ClipVisionModel(VISION)
+    vision = comfy.clip_vision.ClipVisionModel(VISION_FILE)
     fill(vision.model, seed, lambda key: f"image_encoder.{key}")
     return vision
 
@@ -130,8 +136,17 @@ def make_vae(seed: int) -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=autoencoder.state_dict(), config={"params": VAE})
 
 
-@torch.no_grad()
-def fill(module: nn.Module, seed: int, name_of) -> None:
+def fill(module: nn.Module, seed: int, name_of: Callable[[str], str]) -> None:
     """Every parameter of the module from its name."""
-    for key, parameter in module.named_parameters():
-        parameter.copy_(weight(name_of(key), parameter.shape, seed))
+    module.load_state_dict({key: weight(name_of(key), shape, seed) for key, shape in parameter_shapes(module).items()})
+
+
+def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every parameter; under DynamicVRAM a linear layer of the host has none before it is loaded."""
+    found = {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and layer.weight is None:
+            found[f"{name}.weight"] = layer.out_features, layer.in_features
+            if layer.comfy_need_lazy_init_bias:
+                found[f"{name}.bias"] = (layer.out_features,)
+    return found
