@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .host import use_comfyui
+from mmdiff_model.host import use_comfyui
 
 use_comfyui()
 

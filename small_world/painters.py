@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from .host import use_comfyui
+from mmdiff_model.host import use_comfyui
 
 use_comfyui()
 

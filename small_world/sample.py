@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from .host import use_comfyui
+from mmdiff_model.host import use_comfyui
 
 use_comfyui()
 

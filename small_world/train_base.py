@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from .host import use_comfyui
+from mmdiff_model.host import use_comfyui
 
 use_comfyui()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .host import use_comfyui
+from mmdiff_model.host import use_comfyui
 
 use_comfyui()
 

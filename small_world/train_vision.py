@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from .host import use_comfyui
+from mmdiff_model.host import use_comfyui
 
 use_comfyui()
 

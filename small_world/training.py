@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .host import use_comfyui
+from mmdiff_model.host import use_comfyui
 
 use_comfyui()
 
+import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -76,7 +77,7 @@ def generator(name: str, step: int) -> torch.Generator:
 
 
 def training_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return comfy.model_management.get_torch_device()
 
 
 def load_base(weights: Path) -> BaseModels:

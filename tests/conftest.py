@@ -9,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMFYUI = Path(os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI"))
 PACK = "mm_diff_pack"
 
 # comfy reads the command line when it is first imported
 sys.argv = [sys.argv[0], "--cpu", "--fp32-text-enc", "--fp32-unet"]
-sys.path[:0] = [str(COMFYUI), str(ROOT / "tools")]
+sys.path.append(str(ROOT))
+
+from mmdiff_model.host import find_comfyui  # noqa: E402
+
+sys.path[:0] = [str(find_comfyui()), str(ROOT / "tools")]
 
 import comfy.options  # noqa: E402
 

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import folder_paths
+import pytest
+
+from mmdiff_model.host import MINIMUM
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORT_MILLISECONDS = 50
@@ -42,3 +45,25 @@ def test_import_is_quick_and_leaves_heavy_packages_for_later(tmp_path):
     assert milliseconds < IMPORT_MILLISECONDS
     assert "mm_diff" in imported
     assert not {"insightface", "onnxruntime", "kornia", "transformers"} & set(imported)
+
+
+OLD_HOST = """
+import importlib.util, sys
+sys.path.insert(0, {host!r})
+spec = importlib.util.spec_from_file_location("mm_diff", {init!r}, submodule_search_locations=[{root!r}])
+module = importlib.util.module_from_spec(spec)
+sys.modules["mm_diff"] = module
+spec.loader.exec_module(module)
+print(module.NODE_CLASS_MAPPINGS, hasattr(module, "comfy_entrypoint"))
+"""
+
+
+@pytest.mark.parametrize(("version", "found"), [("0.3.40", "this is 0.3.40"), (None, "this one is older")])
+def test_a_host_that_is_too_old_loads_the_pack_and_hears_what_it_needs(tmp_path, version, found):
+    """A process without ComfyUI, for an old one has neither V3 nodes nor most of what the pack imports."""
+    if version:
+        (tmp_path / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    script = OLD_HOST.format(host=str(tmp_path), init=str(ROOT / "__init__.py"), root=str(ROOT))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "{} False\n"
+    assert f"MM-Diff needs ComfyUI {MINIMUM} or newer, {found}" in run.stderr and "Update ComfyUI" in run.stderr

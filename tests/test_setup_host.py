@@ -1,12 +1,19 @@
 """Setting up: whose ComfyUI is used, and what a failure says."""
 
+import ast
 import io
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 import venv
 
 import pytest
 
 import setup_host
+from conftest import ROOT
+from mmdiff_model import host
 from setup_host import SetupError
 
 
@@ -30,7 +37,7 @@ def test_comfyui_path_comes_first(comfyui, monkeypatch):
 
 def test_comfyui_around_the_clone_comes_next(comfyui, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    monkeypatch.setattr(setup_host, "ROOT", comfyui / "custom_nodes" / "ComfyUI-MM-Diff")
+    monkeypatch.setattr(host, "ROOT", comfyui / "custom_nodes" / "ComfyUI-MM-Diff")
     assert setup_host.users_comfyui() == comfyui
 
 
@@ -76,3 +83,93 @@ def test_link_replaces_an_older_link(tmp_path):
         setup_host.link_folder(folder, tmp_path / "link")
     assert (tmp_path / "link").resolve() == new
     assert old.is_dir()
+
+
+def test_an_interrupted_step_ends_what_it_started(tmp_path):
+    """A terminal that closes, or a time limit: pip's own children must not go on beside the next set-up."""
+    late = f"import time, pathlib; time.sleep(3); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
+    step = f"import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', {late!r}])"
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tools")!r})
+import setup_host
+setup_host.users_comfyui = lambda: None
+setup_host.make_own = lambda: setup_host.run_step("[1/1]", [sys.executable, "-c", {step!r}], "")
+print("ready", flush=True)
+print(setup_host.prepare_or_say())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert out == "None\n" and err.strip() == setup_host.STOPPED
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
+
+
+def test_without_a_network_the_cause_stands_last():
+    line = "WARNING: Retrying after connection broken by 'NewConnectionError(...)'"
+    command = [sys.executable, "-c", f"print({line!r}); print('ERROR: No matching distribution'); raise SystemExit(1)"]
+    with pytest.raises(SetupError) as failure:
+        setup_host.run_step("[2/4]", command, "Free some")
+    lines = str(failure.value).splitlines()
+    assert len(lines) == 3 and lines[-1] == setup_host.NO_NETWORK
+
+
+def test_a_half_made_environment_is_made_again(tmp_path):
+    own = setup_host.Own("0.30.0", tmp_path / "ComfyUI", tmp_path / ".venv")
+    venv.create(own.venv, symlinks=True)
+    setup_host.make_venv(own)
+    assert subprocess.run([own.python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(host, "ROOT", tmp_path)
+    monkeypatch.setattr(setup_host, "VENV", tmp_path / "file" / ".venv")
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=f"(?s){tmp_path}.*Not a directory.*copy it elsewhere"):
+        setup_host.prepare()
+
+
+def test_another_version_has_a_place_of_its_own(monkeypatch):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setenv("MMDIFF_HOST", host.MINIMUM)
+    own = setup_host.Own.chosen()
+    assert own.comfyui == ROOT / ".host" / host.MINIMUM / "ComfyUI" == host.own_comfyui()
+    assert own.venv == ROOT / ".host" / host.MINIMUM / ".venv"
+    monkeypatch.setenv("MMDIFF_HOST", host.OWN_VERSION)
+    assert setup_host.Own.chosen().venv == ROOT / ".venv"
+    monkeypatch.setenv("MMDIFF_HOST", "0.1.0")
+    with pytest.raises(SetupError, match=r"MMDIFF_HOST: ComfyUI 0.1.0 cannot be downloaded. There are 0.30.0"):
+        setup_host.prepare()
+
+
+def test_two_wishes_are_refused(comfyui, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
+    monkeypatch.setenv("MMDIFF_HOST", "0.18.2")
+    with pytest.raises(SetupError, match=r"(?s)MMDIFF_HOST asks for ComfyUI 0.18.2, COMFYUI_PATH.*Unset one"):
+        setup_host.prepare()
+
+
+def test_both_finders_agree(comfyui, monkeypatch):
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
+    assert host.find_comfyui() == comfyui
+    monkeypatch.setenv("COMFYUI_PATH", "own")
+    monkeypatch.setattr(host, "ROOT", comfyui.parent)
+    with pytest.raises(host.NoComfyUI, match=r"(?s)\.host.*setup_host.py"):
+        host.find_comfyui()
+
+
+@pytest.mark.parametrize("file", ["tools/setup_host.py", "tools/test.py", "tools/demo.py", "mmdiff_model/host.py"])
+def test_an_old_python_can_read_what_says_that_it_is_too_old(file):
+    ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
+
+
+def test_an_old_python_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    with pytest.raises(SetupError, match=r"Python 3\.\d+ or newer is needed"):
+        setup_host.prepare()

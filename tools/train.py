@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mmdiff_model.host import use_comfyui  # noqa: E402
 from mmdiff_model.training.processes import Accelerated, signals  # noqa: E402
-from small_world.host import use_comfyui  # noqa: E402
 
 SAMPLES_FOLDER = "samples"
 

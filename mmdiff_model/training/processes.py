@@ -23,9 +23,11 @@ class Accelerated(Processes):
     """The processes of `accelerate launch` or torchrun, each on its own device; one where nothing was launched."""
 
     def __init__(self):
+        import comfy.model_management
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())  # without a GPU it joins no CPU processes
+        on_cpu = comfy.model_management.get_torch_device().type == "cpu"
+        self.accelerator = Accelerator(cpu=on_cpu)  # without a GPU it joins no CPU processes
         super().__init__(self.accelerator.device)
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
 
