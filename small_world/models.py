@@ -173,7 +173,7 @@ def load_model(weights: Path) -> comfy.model_patcher.ModelPatcher:
 
 def load_vision(weights: Path) -> comfy.clip_vision.ClipVisionModel:
     """CLIP_VISION from a folder of trained weights."""
-    vision = comfy.clip_vision.ClipVisionModel(VISION_FILE)  # a file: ComfyUI reads dictionaries since 0.24 only
+    vision = comfy.clip_vision.ClipVisionModel(VISION_FILE)  # a file: ComfyUI before 0.24 reads no dictionary
     give_weights(vision.model, read_weights(weights, VISION_ENCODER), vision.patcher)
     return vision
 
@@ -190,4 +190,9 @@ def give_weights(module: nn.Module, state: dict[str, Tensor], patcher: comfy.mod
 
 def load_vae(weights: Path) -> comfy.sd.VAE:
     """VAE from a folder of trained weights."""
-    return comfy.sd.VAE(sd=load_file(weights / f"{CODEC}.safetensors"), config={"params": VAE})
+    state = load_file(weights / f"{CODEC}.safetensors")
+    with torch.device("meta"):
+        wanted = AutoencoderKL(**VAE).state_dict()
+    # ComfyUI before 0.20 makes a decoder as deep as the encoder; a residual block of zeros adds nothing
+    state |= {key: torch.zeros(tensor.shape) for key, tensor in wanted.items() if key not in state}
+    return comfy.sd.VAE(sd=state, config={"params": VAE})

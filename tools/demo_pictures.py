@@ -117,12 +117,19 @@ def pair_graph(characters: Sequence[tuple[str, int]]) -> Prompt:
 
 
 def paint(server: LiveServer, title: str, prompt: Prompt) -> Pictures:
-    """Runs a prompt -> the pictures that its nodes show, by node."""
+    """Runs a prompt -> the pictures that its nodes show, by node. Raises ServerError where one is of one colour."""
     start = time.monotonic()
     outputs = server.run(prompt)
     print(f"  {title}: {time.monotonic() - start:.1f} s", flush=True)
     shown = [name for name in outputs if prompt[name]["class_type"] == "PreviewImage"]
-    return {name: [Image.open(BytesIO(data)).convert("RGB") for data in server.images(outputs, name)] for name in shown}
+    found = {
+        name: [Image.open(BytesIO(data)).convert("RGB") for data in server.images(outputs, name)] for name in shown
+    }
+    for name, pictures in found.items():
+        if any(all(low == high for low, high in picture.getextrema()) for picture in pictures):
+            log = server.log.read_text(errors="replace")
+            raise ServerError(f"{title}: the picture of '{name}' is of one colour. ComfyUI's log:\n{log[-4000:]}")
+    return found
 
 
 def single_row(pictures: Pictures) -> list[Image.Image]:

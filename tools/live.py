@@ -143,8 +143,9 @@ class LiveServer:
                 if time.monotonic() > deadline:
                     raise ServerError(f"ComfyUI did not answer within {START_SECONDS} s:\n{self._log_tail()}") from None
                 time.sleep(0.2)
-        if "(IMPORT FAILED)" in self.log.read_text(errors="replace"):
-            raise ServerError(f"ComfyUI could not load a pack:\n{self._log_tail(60)}")
+        log = self.log.read_text(errors="replace")
+        if "(IMPORT FAILED)" in log:
+            raise ServerError(f"ComfyUI could not load a pack:\n{log[log.find('Traceback') :][:4000]}")
 
     def _log_tail(self, lines: int = 30) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
