@@ -22,7 +22,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
-
 from small_world.host import find_comfyui  # noqa: E402
 
 FOLDER = "mmdiff_annotation"
