@@ -4,6 +4,8 @@ Both views share one copy of CLIP in memory: the tuned one is the CLIP_VISION so
 patches.
 """
 
+import logging
+
 import comfy.model_management
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -11,6 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> None:
@@ -30,6 +34,11 @@ def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> N
                 f"clip_vision: the checkpoint '{checkpoint.name}' tunes '{key}' of shape {tuple(weight.shape)}, which "
                 "this model lacks. Load CLIP ViT-L/14 (openai/clip-vit-large-patch14) in the CLIP Vision loader."
             )
+    if next(clip_vision.model.parameters()).dtype.itemsize == 1:
+        logger.warning(
+            "clip_vision is stored in 8 bits, which costs likeness. ComfyUI's --fp8_e4m3fn-text-enc and "
+            "--fp8_e5m2-text-enc count for CLIP vision too: start it without."
+        )
 
 
 def pad_to_square(photo: Tensor, fill: float = 0.0) -> Tensor:

@@ -1,5 +1,6 @@
 """What nodes refuse: the message names the input and the remedy, and the model stays as it was."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -110,8 +111,10 @@ def test_a_clip_that_is_not_sdxls(tiny, checkpoint, subject):
         apply(tiny, checkpoint, {"subject_1": subject}, clip=clip)
 
 
-def test_a_clip_vision_of_another_size(checkpoint):
-    vision = comfy.clip_vision.ClipVisionModel({**VISION, "hidden_size": 64})
+def test_a_clip_vision_of_another_size(checkpoint, tmp_path):
+    config = tmp_path / "vision.json"
+    config.write_text(json.dumps({**VISION, "hidden_size": 64}))
+    vision = comfy.clip_vision.ClipVisionModel(config)
     with pytest.raises(ValueError, match=r"clip_vision: this model has width 64.*needs 128 and 96.*Load CLIP ViT-L/14"):
         encode_subject(checkpoint, vision, [torch.rand(32, 32, 3)], [Face(torch.rand(512), torch.rand(224, 224, 3))])
 

@@ -211,8 +211,9 @@ def make_venv(own: Own) -> None:
 
 def lend_packages(lender: Path, borrower: Path) -> None:
     """Lets an environment see another's packages, PyTorch above all; those that it has itself come before them."""
+    scheme = "nt" if os.name == "nt" else "posix_prefix"
     lent, own = (
-        sysconfig.get_path("purelib", "venv", {"base": str(venv), "platbase": str(venv)}) for venv in (lender, borrower)
+        sysconfig.get_path("purelib", scheme, {"base": str(venv), "platbase": str(venv)}) for venv in (lender, borrower)
     )
     (Path(own) / "mm-diff-lent.pth").write_text(lent, encoding="utf-8")
 
