@@ -67,8 +67,8 @@ def apply_subjects(
     """
     if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY):
         raise ValueError(
-            "model: this model already carries MM-Diff subjects. Connect the MODEL from before the other Apply "
-            "MM-Diff, and all subjects to one of the two."
+            "model: this model already carries MM-Diff subjects. Connect all subjects to one MM-Diff node, and to it "
+            "the MODEL from before the other."
         )
     try:
         patches = unet_patches(model, checkpoint.unet_lora)
