@@ -116,7 +116,7 @@ def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[s
             try:
                 chunk, position = _last_token(clip, text[:end], before, clean[key])
             except ValueError as error:
-                raise PromptError(prompt, f"a trigger {error}", match.start()) from None
+                raise PromptError(prompt, str(error), match.start()) from None
             words[key].append(ClassWord(subject, chunk, position))
             _check_owner(prompt, words[key], match.start())
     return words
@@ -149,15 +149,15 @@ def _is_marker(token: int | Tensor) -> bool:
 def _last_token(clip: CLIP, word: str, before: list, clean: list) -> tuple[int, int]:
     """Chunk and position of the token that ends `word`, the text up to the marker; ValueError says what is wrong."""
     if not before:
-        raise ValueError("has no word before it")
+        raise ValueError("a trigger has no word before it")
     if not torch.is_tensor(before[-1]) and (name := EMBEDDING.search(word)):
-        raise ValueError(f"follows {name[0]}, which ComfyUI does not find and leaves out of the prompt")
+        raise ValueError(f"a trigger follows {name[0]}, which ComfyUI does not find and leaves out of the prompt")
     shared = next((i for i, (a, (_, b)) in enumerate(zip(before, clean, strict=False)) if not _same(a, b)), len(before))
     shared = min(shared, len(clean))
     if shared < len(before):
         rest = [token for _, token in clean[shared:]]
         if not rest or not _text(clip, rest).startswith(_text(clip, before[shared:])):
-            raise ValueError("stands inside of a weight, a name or a letter, and is read as a part of it,")
+            raise ValueError("a trigger stands inside of a weight, a name or a letter, and is read as a part of it,")
     return clean[min(shared, len(before) - 1)][0]
 
 

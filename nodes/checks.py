@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 
-PACK = __package__.rpartition(".")[0]
+PACK = __name__.rpartition(".nodes.")[0]
 NOT_CONNECTED = object()
 
 
@@ -51,7 +51,7 @@ def check_range(start_percent: float | None, end_percent: float | None) -> None:
     for name, value in (("start_percent", start_percent), ("end_percent", end_percent)):
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name}: {value} is not a part of sampling. Give a number from 0 to 1.")
-    if None not in (start_percent, end_percent) and start_percent > end_percent:
+    if start_percent is not None and end_percent is not None and start_percent > end_percent:
         raise ValueError(
             f"start_percent: {start_percent} is after end_percent {end_percent}. Set it at or below end_percent."
         )
