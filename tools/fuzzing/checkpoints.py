@@ -185,7 +185,7 @@ def apply(state: dict, changes) -> dict:
                 state[".".join(parts)] = state.pop(key)
         elif kind == "add":
             state[how[0]] = torch.zeros(2)
-        elif isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+        elif isinstance(value, Tensor) and value.layout == torch.strided and value.nbytes < 1 << 20:
             state[key] = reshaped(value, kind, how)
     return state
 
