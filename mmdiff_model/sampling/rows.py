@@ -51,9 +51,15 @@ def call_rows(parts: Sequence[Conditioning | None], count: int, batch: int, opti
 
 
 def windows(options: dict) -> list[Sequence[int]]:
-    """Which pictures of the batch a context window takes, where the host or AnimateDiff-Evolved runs in windows."""
+    """Which pictures of the batch a context window takes, where the host or AnimateDiff-Evolved runs in windows.
+
+    The host may set the picture before a window in front of it, as an anchor.
+    """
     host, theirs = options.get("context_window"), options.get("ad_params")
-    found = [] if host is None or host.dim != 0 else [host.index_list]
+    found = []
+    if host is not None and host.dim == 0:
+        anchor = getattr(host, "causal_anchor_index", None)
+        found.append([*([] if anchor is None else [anchor]), *host.index_list])
     return found + ([theirs["sub_idxs"]] if theirs and theirs["sub_idxs"] else [])
 
 
