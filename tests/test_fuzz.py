@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from conftest import COMFYUI, ROOT
+from conftest import ROOT
 
 
 def test_nothing_is_wrong_and_nothing_is_raised_raw(tmp_path):
@@ -17,7 +17,7 @@ def test_nothing_is_wrong_and_nothing_is_raised_raw(tmp_path):
         "--json",
         str(tmp_path / "found.json"),
     ]
-    environment = {**os.environ, "COMFYUI_PATH": str(COMFYUI)}
+    environment = {**os.environ, "COMFYUI_PATH": str(find_comfyui())}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     figures = json.loads((tmp_path / "found.json").read_text())
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
