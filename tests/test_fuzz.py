@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from conftest import ROOT
+from mmdiff_model.host import find_comfyui
 
 
 def test_nothing_is_wrong_and_nothing_is_raised_raw(tmp_path):
