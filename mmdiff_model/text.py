@@ -3,6 +3,7 @@
 ComfyUI's tokenised prompt may hold a vector in place of a token id, so the text encoders themselves stay untouched.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ def encode_text(
     """
     clip = with_text_lora(clip, checkpoint)
     words = find_class_words(clip, positive, trigger_subjects(positive, [subject.name for subject in subjects]))
-    tokenize(clip, negative, "negative")
+    for source, text in (("positive", strip_triggers(positive)), ("negative", negative)):
+        check_weights(tokenize(clip, text, source), source)
     called = tuple((index, identify(subjects[index])) for index in sorted({word.subject for word in words["l"]}))
     fuse = TextFusion(clip, checkpoint, subjects)
     encoded = TextEncoding([], [])
@@ -131,6 +133,12 @@ def tokenize(clip: CLIP, text: str, source: str = "positive") -> Tokens:
             f"{source}: ComfyUI's tokeniser cannot read the prompt ({type(error).__name__}: {error}). Check its "
             "parentheses, its embeddings and signs that are not text."
         ) from error
+
+
+def check_weights(tokens: Tokens, source: str) -> None:
+    """Raises ValueError naming the input where a weight is NaN or infinite, which ComfyUI reads and paints black."""
+    if not all(math.isfinite(weight) for rows in tokens.values() for row in rows for _, weight, _ in row):
+        raise ValueError(f"{source}: a weight in the prompt is not a finite number. Write it as in (a man:1.2).")
 
 
 def _real_tokens(rows: list[list[tuple]]) -> list[tuple[tuple[int, int], int | Tensor]]:

@@ -239,7 +239,6 @@ BAD_INPUT = {
     "one name for two": (one_name_for_two, "MMDiffApply", "subjects.subject_2", "'anna' is used twice"),
     "two masks for one": (two_masks_for_one, "MMDiffSubjectRegion", "mask", "a batch of 2 masks for one subject"),
     "applied twice": (applied_twice, "MMDiffApply", "model", "Connect all subjects to one"),
-    "preview without routing": (preview_without_routing, "MMDiffRoutingPreview", "model", "choose routing"),
     "truncated subject": (subject_file_is("truncated.safetensors"), "MMDiffLoadSubject", "file", "Save the subject"),
     "newer subject": (subject_file_is("newer.safetensors"), "MMDiffLoadSubject", "file", "Update the pack"),
     "save elsewhere": (save_outside_the_folder, "MMDiffSaveSubject", "filename", "not a plain file name"),
@@ -291,6 +290,15 @@ def test_bad_input_is_named_with_a_remedy_and_the_server_goes_on(case, graph, po
     assert "." not in caught.value.kind
     assert case not in KNOWN_BEFORE_ANYTHING_LOADS or caught.value.kind == "custom_validation_failed"
     assert server.images(server.run(portrait))
+
+
+def test_preview_without_routing_shows_the_pictures_and_why_there_is_no_map(graph, server):
+    preview_without_routing(graph)
+    outputs = server.run(graph.prompt)
+    assert server.images(outputs, "preview")
+    assert outputs["preview"]["text"] == [
+        "No map: routing is 'off', so every subject may be anywhere. Choose 'masks' or 'auto' in Apply MM-Diff."
+    ]
 
 
 def test_what_is_switched_off_is_not_checked(graph, server):

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from helpers import random_subject
 from mmdiff_model.prompt import TRIGGER, PromptError, strip_triggers, trigger_subjects
-from mmdiff_model.text import ENCODERS, find_class_words
+from mmdiff_model.text import ENCODERS, encode_text, find_class_words
 from prompt_oracle import places
 
 HEBREW_MAN, ARABIC_GIRL = "\u05d0\u05d9\u05e9", "\u0641\u062a\u0627\u0629"
@@ -230,3 +231,12 @@ def test_a_long_prompt_is_quoted_at_the_place(tiny):
     with pytest.raises(PromptError, match='at ".*the end, <.subj.> here" in "a man') as error:
         found_places(tiny, "a man " * 200 + "at the end, <|subj|> here")
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-1e999"])
+def test_a_weight_that_is_no_finite_number_is_refused(tiny, checkpoint, weight):
+    subject = random_subject(checkpoint, 1)
+    for positive, negative in (("a (man:%s)<|subj|>", ""), ("a man<|subj|>", "(blurry:%s)")):
+        prompts = [text.replace("%s", weight) for text in (positive, negative)]
+        with pytest.raises(ValueError, match="not a finite number"):
+            encode_text(tiny.clip, checkpoint, [subject], *prompts)

@@ -94,7 +94,7 @@ def test_a_folder_becomes_a_checkpoint_that_paints(server, records):
     before = server.run({key: node for key, node in graph().items() if key in PLAIN})
     outputs = server.run(graph())
     folder = server.folder / "output" / "mmdiff_training" / "run"
-    assert {path.name for path in folder.iterdir()} == {"state.pt", "mmdiff.safetensors", "log.csv"}
+    assert {path.name for path in folder.iterdir()} == {"state.pt", "mmdiff.safetensors", "log.csv", "training.lock"}
     assert picture(server, outputs, "plot").shape[:2] == (432, 768)
     assert np.array_equal(picture(server, before, "plain saved"), picture(server, outputs, "plain saved"))
     assert not np.array_equal(picture(server, outputs, "plain saved"), picture(server, outputs, "ours saved"))
