@@ -26,13 +26,10 @@ class Masks(Routing):
     def weights(self, part: Part, size: tuple[int, int], latent: tuple[int, int]) -> Tensor | None:
         if self.lacks(part):
             return None
-        rows, columns = self.regions.shape[1] / latent[0], self.regions.shape[2] / latent[1]
         h, w, y, x = part.place
-        regions = self.regions[
-            list(part.subjects),
-            round(y * rows) : max(round((y + h) * rows), round(y * rows) + 1),
-            round(x * columns) : max(round((x + w) * columns), round(x * columns) + 1),
-        ]
+        rows = cut_out(y, y + h, self.regions.shape[1] / latent[0], self.regions.shape[1])
+        columns = cut_out(x, x + w, self.regions.shape[2] / latent[1], self.regions.shape[2])
+        regions = self.regions[list(part.subjects), rows, columns]
         return nn.functional.interpolate(regions[None], size, mode="area").flatten(2)
 
     def trace(self, part: Part) -> Hashable:
@@ -40,6 +37,12 @@ class Masks(Routing):
 
     def decided(self, batch: int, subjects: int) -> Tensor:
         return self.regions[None]
+
+
+def cut_out(start: int, stop: int, scale: float, size: int) -> slice:
+    """The pixels of a mask side of `size` that show latents start to stop, one at least."""
+    first = min(round(start * scale), size - 1)
+    return slice(first, max(round(stop * scale), first + 1))
 
 
 def resize_region(region: Tensor, height: int, width: int) -> Tensor:
