@@ -93,6 +93,27 @@ def test_packs_that_change_no_number(ours, text, routing, neighbour):
     assert distance(sample(neighbour(ours(routing)), text, sigmas=TWO_STEPS), plain) <= FLOOR
 
 
+@pytest.mark.parametrize("routing", [OFF, MASKS])
+@pytest.mark.parametrize(
+    "neighbour",
+    [lambda model: model, packs.rows_singly, lambda model: packs.in_tiles(model, 2, HALVES)],
+    ids=["plain", "rows_singly", "in_tiles"],
+)
+def test_a_text_for_each_picture(tiny, checkpoint, anna, bert, ours, text, routing, neighbour):
+    """A prompt schedule's conditioning, one text for each picture of the batch: each is as it is alone."""
+    other = encode(tiny, checkpoint, [anna, bert], "a man<|subj|> and a woman<|subj|> asleep")
+    noise = noise_for(batch=2)
+
+    def pictures(embeddings, noise):
+        positive = [[embeddings, text.positive[0][1]]]
+        return sample(neighbour(ours(routing)), replace(text, positive=positive), noise=noise, sigmas=TWO_STEPS)
+
+    texts = [text.positive[0][0], other.positive[0][0]]
+    alone = torch.cat([pictures(own, one) for own, one in zip(texts, noise.split(1), strict=True)])
+    assert distance(pictures(torch.cat(texts), noise), alone) <= FLOOR
+    assert distance(pictures(texts[0], noise), alone) > 100 * FLOOR
+
+
 @pytest.mark.parametrize("routing", MODES)
 def test_keys_and_values_of_their_own(tiny, checkpoint, anna, bert, ours, text, routing):
     """A conditioning with each token twice is the plain one, class words included."""
@@ -251,3 +272,10 @@ def test_a_row_of_unknown_text_is_unknown():
     strange = torch.cat([known[1].text, torch.randn(1, 77, 8), (known[0].text + known[1].text) / 2])
     rows = rows_by_text(strange, known, [conditioning.text for conditioning in known])
     assert rows == (Row(known[1]), Row(None), Row(None))
+
+
+def test_a_row_may_carry_any_text_of_a_conditioning():
+    known = [replace(a_conditioning((i,), number=i), text=torch.randn(1 + 2 * i, 77, 8)) for i in range(2)]
+    order = torch.cat([known[1].text[2:], known[0].text, known[1].text[:2]])
+    rows = rows_by_text(order, known, [conditioning.text for conditioning in known])
+    assert [row.conditioning for row in rows] == [known[1], known[0], known[1], known[1]]
