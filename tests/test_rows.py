@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import comfy_extras.nodes_context_windows as context_windows
 import pytest
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 
 import neighbour_packs as packs
 import nodes as core
@@ -91,6 +92,30 @@ def test_context_windows(ours, text, routing, how):
 def test_packs_that_change_no_number(ours, text, routing, neighbour):
     plain = sample(ours(routing), text, sigmas=TWO_STEPS)
     assert distance(sample(neighbour(ours(routing)), text, sigmas=TWO_STEPS), plain) <= FLOOR
+
+
+def test_a_call_without_the_samplers_options_gets_no_subject(ours, text, caplog):
+    given, without = (
+        sample(packs.past_every_option(model), text, sigmas=TWO_STEPS) for model in (ours(), ours(scale=0.0))
+    )
+    assert torch.equal(given, without)
+    assert caplog.text.count("runs the model without the sampler's conditionings") == 2
+
+
+@pytest.mark.parametrize("routing", [OFF, MASKS])
+def test_what_a_previous_patch_keeps_stays_its_own(tiny, ours, text, routing):
+    """What another pack's patch gave and keeps (a cache) has no term of ours in it."""
+    kept = []
+
+    def previous(q, k, v, extra_options):
+        out = optimized_attention(q, k, v, extra_options["n_heads"])
+        kept.append((out, out.clone()))
+        return out
+
+    model = tiny.model.clone()
+    model.set_model_attn2_replace(previous, *packs.BLOCK)
+    sample(ours(routing, model), text, sigmas=ONE_STEP)
+    assert kept and all(torch.equal(out, before) for out, before in kept)
 
 
 @pytest.mark.parametrize("routing", [OFF, MASKS])
