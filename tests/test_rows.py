@@ -304,3 +304,10 @@ def test_a_row_may_carry_any_text_of_a_conditioning():
     order = torch.cat([known[1].text[2:], known[0].text, known[1].text[:2]])
     rows = rows_by_text(order, known, [conditioning.text for conditioning in known])
     assert [row.conditioning for row in rows] == [known[1], known[0], known[1], known[1]]
+
+
+def test_a_row_of_a_zeroed_text_is_known():
+    """ConditioningZeroOut is a usual negative."""
+    known = [replace(a_conditioning((i,), number=i), text=torch.randn(1, 77, 8) * i) for i in range(2)]
+    texts = [conditioning.text for conditioning in known]
+    assert [row.conditioning for row in rows_by_text(torch.cat(texts), known, texts)] == known

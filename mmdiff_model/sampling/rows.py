@@ -108,7 +108,10 @@ def rows_by_text(found: Tensor, conditionings: Sequence[Conditioning], texts: Se
     found = found[:, :length].float()
 
     def distances(text: Tensor) -> Tensor:
-        ways = [(found - one).square().mean(dim=(1, 2)) / one.square().mean() for one in text[:, :length].to(found)]
+        ways = [
+            (found - one).square().mean(dim=(1, 2)) / one.square().mean().clamp(min=1e-12)  # a zeroed text too
+            for one in text[:, :length].to(found)
+        ]
         return torch.stack(ways).amin(dim=0)
 
     rows = []
