@@ -199,6 +199,22 @@ def past_apply_model(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def past_every_option(model: ModelPatcher) -> ModelPatcher:
+    """A function wrapper that runs the UNet itself, with the attention patches as its only options."""
+    model = model.clone()
+
+    def run(apply_model, call: dict) -> Tensor:
+        base, c = model.model, call["c"]
+        x = base.model_sampling.calculate_input(call["timestep"], call["input"])
+        t = base.model_sampling.timestep(call["timestep"]).float()
+        options = {"patches_replace": c["transformer_options"]["patches_replace"]}
+        out = base.diffusion_model(x, t, context=c["c_crossattn"], y=c["y"], transformer_options=options)
+        return base.model_sampling.calculate_denoised(call["timestep"], out, call["input"])
+
+    model.set_model_unet_function_wrapper(run)
+    return model
+
+
 def rows_singly(model: ModelPatcher) -> ModelPatcher:
     """RES4LYF's ReSDPatcher: its UNet runs row by row, under the options of the whole batch."""
 

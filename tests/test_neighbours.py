@@ -342,3 +342,15 @@ def test_torch_compile(tiny, checkpoint, anna, bert, compiled, routing, start, g
         assert distance(latents, eager) <= FLOOR
     assert not torch._dynamo.utils.counters["graph_break"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_torch_compile_again_for_no_prompt(tiny, checkpoint, anna, bert, compiled):
+    """Class words' positions change no trace where nothing is routed: three prompts, one graph."""
+    model = apply_subjects(compiled(tiny.model), checkpoint, [anna, bert], routing=OFF)
+    for prompt in (
+        "man<|subj|> and woman<|subj|>",
+        "a man<|subj|>, one woman<|subj|>",
+        "see a big man<|subj|>, woman<|subj|>",
+    ):
+        sample(model, encode(tiny, checkpoint, [anna, bert], prompt), 1.0, sigmas=ONE_STEP)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import comfy_extras.nodes_context_windows as context_windows
 import pytest
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 
 import neighbour_packs as packs
 import nodes as core
@@ -91,6 +92,51 @@ def test_context_windows(ours, text, routing, how):
 def test_packs_that_change_no_number(ours, text, routing, neighbour):
     plain = sample(ours(routing), text, sigmas=TWO_STEPS)
     assert distance(sample(neighbour(ours(routing)), text, sigmas=TWO_STEPS), plain) <= FLOOR
+
+
+def test_a_call_without_the_samplers_options_gets_no_subject(ours, text, caplog):
+    given, without = (
+        sample(packs.past_every_option(model), text, sigmas=TWO_STEPS) for model in (ours(), ours(scale=0.0))
+    )
+    assert torch.equal(given, without)
+    assert caplog.text.count("runs the model without the sampler's conditionings") == 2
+
+
+@pytest.mark.parametrize("routing", [OFF, MASKS])
+def test_what_a_previous_patch_keeps_stays_its_own(tiny, ours, text, routing):
+    """What another pack's patch gave and keeps (a cache) has no term of ours in it."""
+    kept = []
+
+    def previous(q, k, v, extra_options):
+        out = optimized_attention(q, k, v, extra_options["n_heads"])
+        kept.append((out, out.clone()))
+        return out
+
+    model = tiny.model.clone()
+    model.set_model_attn2_replace(previous, *packs.BLOCK)
+    sample(ours(routing, model), text, sigmas=ONE_STEP)
+    assert kept and all(torch.equal(out, before) for out, before in kept)
+
+
+@pytest.mark.parametrize("routing", [OFF, MASKS])
+@pytest.mark.parametrize(
+    "neighbour",
+    [lambda model: model, packs.rows_singly, lambda model: packs.in_tiles(model, 2, HALVES)],
+    ids=["plain", "rows_singly", "in_tiles"],
+)
+def test_a_text_for_each_picture(tiny, checkpoint, anna, bert, ours, text, routing, neighbour):
+    """A prompt schedule's conditioning, one text for each picture of the batch: each is as it is alone."""
+    other = encode(tiny, checkpoint, [anna, bert], "a man<|subj|> and a woman<|subj|> asleep")
+    noise = noise_for(batch=2)
+
+    def pictures(embeddings, noise):
+        positive = [[embeddings, text.positive[0][1]]]
+        return sample(neighbour(ours(routing)), replace(text, positive=positive), noise=noise, sigmas=TWO_STEPS)
+
+    texts = [text.positive[0][0], other.positive[0][0]]
+    alone = torch.cat([pictures(own, one) for own, one in zip(texts, noise.split(1), strict=True)])
+    assert distance(pictures(torch.cat(texts), noise), alone) <= FLOOR
+    assert distance(pictures(texts[0], noise), alone) > 100 * FLOOR
 
 
 @pytest.mark.parametrize("routing", MODES)
@@ -251,3 +297,17 @@ def test_a_row_of_unknown_text_is_unknown():
     strange = torch.cat([known[1].text, torch.randn(1, 77, 8), (known[0].text + known[1].text) / 2])
     rows = rows_by_text(strange, known, [conditioning.text for conditioning in known])
     assert rows == (Row(known[1]), Row(None), Row(None))
+
+
+def test_a_row_may_carry_any_text_of_a_conditioning():
+    known = [replace(a_conditioning((i,), number=i), text=torch.randn(1 + 2 * i, 77, 8)) for i in range(2)]
+    order = torch.cat([known[1].text[2:], known[0].text, known[1].text[:2]])
+    rows = rows_by_text(order, known, [conditioning.text for conditioning in known])
+    assert [row.conditioning for row in rows] == [known[1], known[0], known[1], known[1]]
+
+
+def test_a_row_of_a_zeroed_text_is_known():
+    """ConditioningZeroOut is a usual negative."""
+    known = [replace(a_conditioning((i,), number=i), text=torch.randn(1, 77, 8) * i) for i in range(2)]
+    texts = [conditioning.text for conditioning in known]
+    assert [row.conditioning for row in rows_by_text(torch.cat(texts), known, texts)] == known

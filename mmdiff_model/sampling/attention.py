@@ -45,9 +45,9 @@ class Attention(NamedTuple):
         return tuple(self.options["activations_shape"][2:])
 
     def as_without_ours(self) -> Tensor:
-        """(b, h w, width) of the patch that was there before, or of the host's attention."""
+        """(b, h w, width) of the patch that was there before (its copy: the patch may keep it), or of the host."""
         if self.previous is not None:
-            return self.previous(self.q, self.k, self.v, self.options)
+            return self.previous(self.q, self.k, self.v, self.options).clone()
         return self.text(slice(None))
 
     def text(self, rows: slice, bias: Tensor | None = None) -> Tensor:

@@ -98,17 +98,24 @@ def coupled_rows(call: Call, attention: Attention) -> tuple[Row, ...] | None:
 
 
 def rows_by_text(found: Tensor, conditionings: Sequence[Conditioning], texts: Sequence[Tensor]) -> tuple[Row, ...]:
-    """Rows of embeddings or keys (b, n, width) -> the conditioning whose text (1, m, width) each carries.
+    """Rows of embeddings or keys (b, n, width) -> the conditioning one of whose texts (m, width) each carries.
 
-    The nearest, if the others are far: a neighbour may have changed the text a little. Conditionings of the same text
-    that call the same subjects need not be told apart.
+    texts: (t, m, width) of each conditioning, t above one where a prompt schedule gives each picture its own. The
+    nearest, if the others are far: a neighbour may have changed the text a little. Conditionings of the same text that
+    call the same subjects need not be told apart.
     """
     length = min(found.shape[1], *(text.shape[1] for text in texts))
-    found, texts = found[:, :length].float(), torch.cat([text[:, :length] for text in texts]).to(found).float()
-    distances = (found[:, None] - texts[None]).square().mean(dim=(2, 3))
-    scale = texts.square().mean(dim=(1, 2))
+    found = found[:, :length].float()
+
+    def distances(text: Tensor) -> Tensor:
+        ways = [
+            (found - one).square().mean(dim=(1, 2)) / one.square().mean().clamp(min=1e-12)  # a zeroed text too
+            for one in text[:, :length].to(found)
+        ]
+        return torch.stack(ways).amin(dim=0)
+
     rows = []
-    for row in (distances / scale).tolist():
+    for row in torch.stack([distances(text) for text in texts], dim=1).tolist():
         near = min(range(len(row)), key=row.__getitem__)
         best = conditionings[near]
         rivals = [

@@ -151,7 +151,7 @@ class Run:
         widths = {block: k.shape[-1] for block, (k, _) in self.projected.items()}
         self.routing = routings.make(plan.routing, plan.regions, reading_blocks(widths))
         self.said: set[str] = set()
-        self.seen: tuple = (None, None)
+        self.seen: tuple = (object(), None)  # no call's
         for message in doubts(plan.subjects, self.conditionings.values(), self.routing):
             self.say(message)
 

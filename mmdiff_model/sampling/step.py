@@ -82,7 +82,7 @@ class Step:
         out = attention.as_without_ours()
         for part, bias in zip(parts, biases, strict=True):
             if bias is not None:
-                out = add_rows(out, part.rows, attention.text(part.rows, bias) - attention.text(part.rows))
+                out[part.rows] += attention.text(part.rows, bias) - attention.text(part.rows)
         return out
 
     def route(self, attention: Attention, number: int, part: Part, count: int) -> Routed | None:
@@ -164,11 +164,3 @@ class Step:
             None if None in pictures else pictures,
             whole=conditioning.area is None and place is not None,
         )
-
-
-def add_rows(out: Tensor, rows: slice, term: Tensor) -> Tensor:
-    """`out` with `term` added to some rows; in place unless a gradient is to flow through it."""
-    if term.requires_grad:
-        return torch.slice_scatter(out, out[rows] + term, start=rows.start, end=rows.stop)
-    out[rows] += term
-    return out

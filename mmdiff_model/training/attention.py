@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..sampling.attention import Attention
 from ..sampling.routing import Part, Routing
-from ..sampling.rows import Call
+from ..sampling.rows import UNKNOWN, Call
 from ..sampling.step import Step
 from .constraint import AttentionConstraint
 
@@ -33,5 +33,5 @@ def training_step(
     rows, subjects = present.shape
     part = Part(slice(0, rows), tuple(range(subjects)))
     routing = Present(present, constraint)
-    call = Call(size=latent, indices=(), rows=(None,) * rows)
+    call = Call(size=latent, indices=(), rows=(UNKNOWN,) * rows)
     return Step(call, frozenset(part.subjects), (tokens,) * subjects, latent, routing, parts=[part])

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from .auto import Auto
 from .masks import Masks
-from .weights import BLOCKED, Off, Part, Routed, Routing, log_weight, route
+from .weights import Off, Part, Routed, Routing, log_weight, route
 
 OFF, MASKS, AUTO = "off", "masks", "auto"
 MODES = (OFF, MASKS, AUTO)
 
 __all__ = [
     "AUTO",
-    "BLOCKED",
     "MASKS",
     "MODES",
     "OFF",
