@@ -17,7 +17,14 @@ from PIL import Image
 
 from conftest import ROOT
 from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, write_clip, write_dino
-from mmdiff_model.evaluation.cases import Classes, read_classes, read_picture, read_pictures, read_references
+from mmdiff_model.evaluation.cases import (
+    Classes,
+    pictures_in,
+    read_classes,
+    read_picture,
+    read_pictures,
+    read_references,
+)
 from mmdiff_model.evaluation.encoders import load_clip, load_dino
 from mmdiff_model.evaluation.figures import Models
 from mmdiff_model.evaluation.folder import Judges, measure_folder, progress
@@ -171,6 +178,13 @@ def test_pictures_are_turned_and_laid_on_white(tmp_path):
     assert read_picture(tmp_path / "turned.jpg").shape == (4, 2, 3)
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read_picture(tmp_path / "clear.png") == 1).all()
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_pictures_of_16_bits_keep_their_greys(tmp_path, ending):
+    Image.fromarray(np.array([[0, 64 * 256], [128 * 256, 65535]], dtype=np.uint16)).save(tmp_path / f"deep.{ending}")
+    [file] = pictures_in(tmp_path)
+    assert (read_picture(file)[..., 1] * 255).round().tolist() == [[0, 64], [128, 255]]
 
 
 # measuring
