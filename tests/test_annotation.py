@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -424,6 +425,12 @@ def test_the_journal_forgets_the_line_that_was_cut_off(tmp_path):
     assert Journal(tmp_path, "bb").passed_over() == {}  # other words: all of them are tried again
     assert [row["caption"] for row in again.rows()][0] == 'he said "hi" and left'
     assert Journal(tmp_path, "aa", 1).passed_over() == again.passed_over()
+
+
+def test_a_start_empties_no_journal(tmp_path, monkeypatch):
+    Journal(tmp_path, "aa").add("a.jpg", "no box, or none")
+    monkeypatch.setattr(Path, "write_bytes", lambda path, _: path.open("wb").close())  # as a kill leaves it
+    assert Journal(tmp_path, "aa").passed_over() == {"a.jpg": "no box, or none"}
 
 
 def test_the_sheet_shows_masks_words_and_reasons():
