@@ -32,6 +32,7 @@ from mmdiff_model.evaluation.published import ONE_SUBJECT, WARNING
 from mmdiff_model.evaluation.results import Measured, Results
 from mmdiff_model.evaluation.similarity import evaluate
 from mmdiff_model.evaluation.summary import between_photos, metric_scores, tables
+from mmdiff_model.files import lock
 
 CLASSES = """Classes
 
@@ -380,3 +381,13 @@ def test_the_command_says_what_is_wrong(world, models):
     assert "prompts_and_classes.txt is a file, a folder is needed." in said
     said = run(world, models, "--unseen", str(world / "references"), expected=1)
     assert "error: unseen: it reads the faces that InsightFace finds. Add --faces." in said
+
+
+def test_an_output_that_is_in_use_is_left_alone(world, models):
+    output = world / "pictures" / "evaluation"
+    give_back = lock(output / ".evaluate.lock")
+    said = run(world, models, expected=1)
+    assert f"error: output: another evaluation is at work on {world / 'pictures'}" in said and "Traceback" not in said
+    assert [path.name for path in output.iterdir()] == [".evaluate.lock"]
+    give_back()
+    run(world, models)
