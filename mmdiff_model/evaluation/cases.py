@@ -72,7 +72,7 @@ def read_text(path: Path) -> str:
 def read_references(folder: Path, source: str = "references") -> dict[str, list[Path]]:
     """The photos of each subject by its name. Raises ValueError naming `source` where there are none."""
     if not folder.is_dir():
-        raise ValueError(f"{source}: the folder {folder} does not exist.")
+        raise ValueError(f"{source}: the folder {folder} does not exist. Name the folder of the subjects' photos.")
     subjects = {path.name: pictures_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     subjects = {name: photos for name, photos in subjects.items() if photos}
     if not subjects and (photos := pictures_in(folder)):
@@ -91,7 +91,7 @@ def read_pictures(folder: Path, subjects: Sequence[str], prompt: str = "") -> li
     Raises ValueError: no folder, no pictures, or a folder whose name is not that of subjects.
     """
     if not folder.is_dir():
-        raise ValueError(f"pictures: the folder {folder} does not exist.")
+        raise ValueError(f"pictures: the folder {folder} does not exist. Name the folder of the generated pictures.")
     found = []
     for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
         if not (files := pictures_in(place)):
