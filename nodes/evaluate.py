@@ -101,8 +101,9 @@ class MMDiffEvaluate(io.ComfyNode):
                     options=recogniser_names(),
                     default=NONE,
                     optional=True,
-                    tooltip="A second judge of the faces that face_analysis finds, as a portrait is given buffalo_l's "
-                    "own vector: a folder of models/mmdiff_evaluation with an .onnx file or a transformers model.",
+                    tooltip="A second judge of the faces that face_analysis finds: a portrait is made from buffalo_l's "
+                    "own vector, so buffalo_l judges its own input. A folder of models/mmdiff_evaluation with an "
+                    ".onnx file or a transformers model.",
                 ),
                 io.Combo.Input(
                     "box_model",

@@ -23,7 +23,7 @@ class MMDiffWriteRecord(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture, or a batch of them."),
                 io.Mask.Input("mask", tooltip="A mask for each word, in their order; for a batch, picture by picture."),
                 io.String.Input(
-                    "word",
+                    "words",
                     default="dog",
                     tooltip="The class word, as it stands in the caption. Several, such as: dog, cat, for several "
                     "masks; one word twice where the caption has it twice.",
@@ -43,21 +43,21 @@ class MMDiffWriteRecord(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image: Tensor, mask: Tensor, word: str, caption: str, name: str) -> io.NodeOutput:
+    def execute(cls, image: Tensor, mask: Tensor, words: str, caption: str, name: str) -> io.NodeOutput:
         from ..mmdiff_model.annotation.annotator import record_of
         from ..mmdiff_model.annotation.words import Rejected, place_words, split_words
         from ..mmdiff_model.annotation.writers import FolderWriter
 
         photos = photos_from(image, "image")
-        words = split_words(word)
+        words = split_words(words)
         captions = captions_of(caption, len(photos))
         masks = check_mask("mask", mask)
         if not words:
-            raise ValueError("word: it is empty. Name the class word that the mask covers, such as: dog.")
+            raise ValueError("words: there are none. Name the class word that the mask covers, such as: dog.")
         if len(masks) != len(photos) * len(words):
             raise ValueError(
-                f"mask: got {len(masks)} masks for {len(photos)} pictures with {len(words)} words each. Connect a mask "
-                "for every word of every picture."
+                f"mask: every word of every picture takes a mask, which makes {len(photos) * len(words)}, but the "
+                f"number of masks is {len(masks)}. Connect a mask for each."
             )
         folder, records = data_folder(name), []
         for number, (photo, text) in enumerate(zip(photos, captions, strict=True), start=1):

@@ -66,7 +66,7 @@ def write(scene=TWO, **changes) -> str:
     inputs = {
         "image": torch.tensor(scene.picture).float()[None] / 255,
         "mask": torch.from_numpy((scene.masks >= VISIBLE).astype(np.float32)),
-        "word": ", ".join(look.word for look in scene.looks),
+        "words": ", ".join(look.word for look in scene.looks),
         "caption": scene.caption,
         "name": "mine",
     }
@@ -152,20 +152,20 @@ def test_a_batch_is_written_picture_by_picture():
     ones = [scene for scene in SCENES if len(scene.looks) == 1][:3]
     images = torch.stack([torch.tensor(scene.picture).float() / 255 for scene in ones])
     masks = torch.stack([torch.tensor(scene.masks[0]).float() / 255 for scene in ones])[:, ::2, ::2]
-    data = write(image=images, mask=masks, word="pet", caption="\n".join(f"pet {number}" for number in range(3)))
+    data = write(image=images, mask=masks, words="pet", caption="\n".join(f"pet {number}" for number in range(3)))
     found = sorted(records(data), key=lambda record: record.caption)
     assert [record.caption for record in found] == ["pet 0", "pet 1", "pet 2"]
     for record, scene in zip(found, ones, strict=True):
         assert (record.segments[0].mask != (scene.masks[0] >= VISIBLE)).mean() < 0.03
-    assert len(records(write(image=images, mask=masks, word="pet", caption="one pet"))) == 6
+    assert len(records(write(image=images, mask=masks, words="pet", caption="one pet"))) == 6
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"word": "zebra, dragon"}, r"caption: 'zebra' does not stand in"),
-        ({"word": " ,"}, r"word: it is empty\. Name the class word"),
-        ({"word": "pet", "caption": "a pet"}, r"mask: got 2 masks for 1 pictures with 1 words each"),
+        ({"words": "zebra, dragon"}, r"caption: 'zebra' does not stand in"),
+        ({"words": " ,"}, r"words: there are none\. Name the class word"),
+        ({"words": "pet", "caption": "a pet"}, r"mask: every word .* which makes 1, but the number of masks is 2\."),
         ({"caption": "one\ntwo"}, r"caption: it has 2 lines for 1 pictures"),
         ({"caption": ""}, r"caption: it has 0 lines for 1 pictures"),
         ({"mask": torch.zeros(2, 128, 128)}, r"mask: a mask of picture 1 is empty\. Paint the subject"),
@@ -181,7 +181,7 @@ def test_bad_input_is_named_and_nothing_written(changes, problem):
 
 
 def test_a_step_is_trained_on_two_of_one_word(small_weights, tmp_path):
-    data = write(word="robot, robot", caption="a robot and a robot in a park")
+    data = write(words="robot, robot", caption="a robot and a robot in a park")
     write(next(scene for scene in SCENES if len(scene.looks) == 1))
     (pair,) = [record for record in records(data) if len(record.segments) == 2]
     assert [(one.word, one.start) for one in pair.segments] == [("robot", 2), ("robot", 14)]

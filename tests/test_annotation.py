@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 from conftest import ROOT
 from mmdiff_model.annotation.annotator import Annotator
 from mmdiff_model.annotation.captioner import Captioner
-from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, SEGMENTER, find_models, load
+from mmdiff_model.annotation.detector import Detector
+from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, MODELS, SEGMENTER, find_models, load
 from mmdiff_model.annotation.journal import WRITTEN, Journal
 from mmdiff_model.annotation.pictures import list_pictures, read_caption, read_picture, record_name
 from mmdiff_model.annotation.segmenter import Segmenter
@@ -232,6 +234,18 @@ def test_florences_phrases_are_read_from_what_it_writes(models, monkeypatch):
     assert [(place.text, place.start) for place in places] == [("a cat", 0)]
 
 
+def test_boxes_are_the_same_whatever_else_is_in_the_batch(tmp_path):
+    detector = Detector(loaded(write_grounding_dino(tmp_path / "dino", 1, queries=8), DETECTOR))
+    pictures = [PICTURES[0], PICTURES[1].crop((0, 0, 128, 80)), PICTURES[2], PICTURES[3].crop((0, 0, 70, 128))]
+    words = [["cat"], ["cat"], ["cat", "robot"], ["cat"]]
+    together = detector.boxes(pictures, words)
+    alone = [detector.boxes([picture], [own])[0] for picture, own in zip(pictures, words, strict=True)]
+    assert all(together)
+    for found, single in zip(together, alone, strict=True):
+        assert [box.label for box in found] == [box.label for box in single]
+        assert np.allclose([box.edges for box in found], [box.edges for box in single], atol=1e-3)
+
+
 @pytest.mark.parametrize("segmenter", ["sam", "sam2"])
 def test_all_real_models_together(models, tmp_path, segmenter):
     places = [models["dino"], models[segmenter], models["blip2"]]
@@ -284,6 +298,12 @@ def test_a_set_of_models_that_does_not_do_is_named(models, tmp_path, names, prob
 def test_a_place_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--models: .*nowhere is not a folder\. It takes a detector"):
         find_models([tmp_path / "nowhere"], "--models")
+
+
+def test_a_model_that_transformers_does_not_know_yet_asks_for_another_transformers(models, monkeypatch):
+    monkeypatch.setitem(MODELS[SEGMENTER], "sam2", ("Sam2024Model", "Sam2Processor"))
+    with pytest.raises(ValueError, match=r"models: 'sam2' is a segmenter that .* \(Sam2024Model\)\. Update transf"):
+        loaded(models["sam2"], SEGMENTER)
 
 
 def change_type(folder):
@@ -424,6 +444,12 @@ def test_the_journal_forgets_the_line_that_was_cut_off(tmp_path):
     assert Journal(tmp_path, "bb").passed_over() == {}  # other words: all of them are tried again
     assert [row["caption"] for row in again.rows()][0] == 'he said "hi" and left'
     assert Journal(tmp_path, "aa", 1).passed_over() == again.passed_over()
+
+
+def test_a_start_empties_no_journal(tmp_path, monkeypatch):
+    Journal(tmp_path, "aa").add("a.jpg", "no box, or none")
+    monkeypatch.setattr(Path, "write_bytes", lambda path, _: path.open("wb").close())  # as a kill leaves it
+    assert Journal(tmp_path, "aa").passed_over() == {"a.jpg": "no box, or none"}
 
 
 def test_the_sheet_shows_masks_words_and_reasons():

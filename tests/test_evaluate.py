@@ -235,6 +235,13 @@ def test_no_face_and_unlike_faces_score_zero(analysis):
 # report
 
 
+@pytest.mark.parametrize("metric", ["CLIP-I", "DINO", "DINOv2"])
+def test_whole_pictures_are_said_to_be_compared(metric):
+    report = Report("", (1, 1), {}, tuple(Score(metric, (0.5,), subject) for subject in (1, 2)))
+    assert report.notes == [WHOLE_PICTURES] and metric in WHOLE_PICTURES
+    assert Report("", (1,), {}, (Score(metric, (0.5,), 1),)).notes == []
+
+
 def test_interval_by_hand():
     assert Score("DINO", (0.5,)).interval is None
     assert Score("DINO", (0.5, 0.5, 0.5)).interval == (0.5, 0.5)

@@ -17,7 +17,14 @@ from PIL import Image
 
 from conftest import ROOT
 from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, write_clip, write_dino
-from mmdiff_model.evaluation.cases import Classes, read_classes, read_picture, read_pictures, read_references
+from mmdiff_model.evaluation.cases import (
+    Classes,
+    pictures_in,
+    read_classes,
+    read_picture,
+    read_pictures,
+    read_references,
+)
 from mmdiff_model.evaluation.encoders import load_clip, load_dino
 from mmdiff_model.evaluation.figures import Models
 from mmdiff_model.evaluation.folder import Judges, measure_folder, progress
@@ -25,6 +32,7 @@ from mmdiff_model.evaluation.published import ONE_SUBJECT, WARNING
 from mmdiff_model.evaluation.results import Measured, Results
 from mmdiff_model.evaluation.similarity import evaluate
 from mmdiff_model.evaluation.summary import between_photos, metric_scores, tables
+from mmdiff_model.files import lock
 
 CLASSES = """Classes
 
@@ -171,6 +179,13 @@ def test_pictures_are_turned_and_laid_on_white(tmp_path):
     assert read_picture(tmp_path / "turned.jpg").shape == (4, 2, 3)
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read_picture(tmp_path / "clear.png") == 1).all()
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_pictures_of_16_bits_keep_their_greys(tmp_path, ending):
+    Image.fromarray(np.array([[0, 64 * 256], [128 * 256, 65535]], dtype=np.uint16)).save(tmp_path / f"deep.{ending}")
+    [file] = pictures_in(tmp_path)
+    assert (read_picture(file)[..., 1] * 255).round().tolist() == [[0, 64], [128, 255]]
 
 
 # measuring
@@ -366,3 +381,13 @@ def test_the_command_says_what_is_wrong(world, models):
     assert "prompts_and_classes.txt is a file, a folder is needed." in said
     said = run(world, models, "--unseen", str(world / "references"), expected=1)
     assert "error: unseen: it reads the faces that InsightFace finds. Add --faces." in said
+
+
+def test_an_output_that_is_in_use_is_left_alone(world, models):
+    output = world / "pictures" / "evaluation"
+    give_back = lock(output / ".evaluate.lock")
+    said = run(world, models, expected=1)
+    assert f"error: output: another evaluation is at work on {world / 'pictures'}" in said and "Traceback" not in said
+    assert [path.name for path in output.iterdir()] == [".evaluate.lock"]
+    give_back()
+    run(world, models)

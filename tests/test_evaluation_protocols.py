@@ -171,6 +171,8 @@ def test_words_stand_where_the_text_says():
     [
         ("", "a man<|subj|> and a (woman<|subj|>:1.2) dancing", ["man", "woman"]),
         ("dog, stuffed animal.", "no trigger", ["dog", "stuffed animal"]),
+        ("dog; stuffed  animal", "no trigger", ["dog", "stuffed animal"]),
+        ("dog\nstuffed animal\n", "no trigger", ["dog", "stuffed animal"]),
         ("", "a ((cat))<|subj|> and a woman <|subj|>", ["cat", "woman"]),
     ],
 )

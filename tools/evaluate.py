@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmdiff_model.host import use_comfyui  # noqa: E402
 
-RESULTS_FILE = "results.jsonl"
+RESULTS_FILE, LOCK_FILE = "results.jsonl", ".evaluate.lock"
 FAILED, STOPPED = 1, 3
 
 
@@ -33,6 +33,11 @@ def main() -> int:
         return STOPPED
     except (ValueError, ImportError) as error:
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        return FAILED
+    except BlockingIOError:
+        place = options.output or options.pictures
+        problem = f"another evaluation is at work on {place}. Wait until it ends, or choose another --output."
+        print(f"\nerror: output: {problem}", file=sys.stderr, flush=True)
         return FAILED
     except (OSError, RuntimeError) as error:
         print(f"\nerror: {error}\nWhat was done is kept: the same command goes on.", file=sys.stderr, flush=True)
@@ -71,6 +76,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     from mmdiff_model.evaluation.cases import read_classes, read_pictures, read_references
+    from mmdiff_model.files import lock
 
     references = read_references(options.references)
     classes = read_classes(options.references)
@@ -80,15 +86,19 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("nothing to measure: give --clip, --dino, --dinov2 or --faces, or a --server that paints.")
     if options.output and options.output.exists() and not options.output.is_dir():
         raise ValueError(f"output: {options.output} is a file, a folder is needed.")
+    files = [] if options.server else read_pictures(options.pictures, list(references), options.prompt)
+    output = options.output or options.pictures / "evaluation"
+    give_back = lock(output / LOCK_FILE)
     judges, settings, names = load(options, references, words) if chosen else (None, {}, {})
     if options.server:
         paint(options, references, words, classes)
-    if judges is None:
-        return
-    files = read_pictures(options.pictures, list(references), options.prompt)
+        if judges is None:
+            return
+        files = read_pictures(options.pictures, list(references), options.prompt)
     if options.boxes:
         without_word({subject for file in files for subject in file.subjects}, words, "--boxes")
-    measure(options, files, judges, settings, names, classes is not None)
+    measure(options, output, files, judges, settings, names, classes is not None)
+    give_back()
 
 
 def unseen_photos(folder: Path | None, references: dict[str, list[Path]]) -> dict[str, Path]:
@@ -200,13 +210,18 @@ def load(
 
 
 def measure(
-    options: argparse.Namespace, files: list, judges: Any, settings: dict, names: dict[str, str], dreambench: bool
+    options: argparse.Namespace,
+    output: Path,
+    files: list,
+    judges: Any,
+    settings: dict,
+    names: dict[str, str],
+    dreambench: bool,
 ) -> None:
     from mmdiff_model.evaluation.folder import measure_folder
     from mmdiff_model.evaluation.results import Results
     from mmdiff_model.evaluation.summary import between_photos, save, tables
 
-    output = options.output or options.pictures / "evaluation"
     done = measure_folder(files, judges, Results(output / RESULTS_FILE, settings), say)
     for problem in done.bad:
         say(f"passed over: {problem}")

@@ -23,9 +23,19 @@ class Detector:
     @torch.no_grad()
     def boxes(self, pictures: Sequence[Image.Image], words: Sequence[Sequence[str]]) -> list[list[Box]]:
         """Raises ValueError where the words are more than the model reads."""
+        alike: dict[tuple, list[int]] = {}  # one size and one text to a batch: padding would move the boxes
+        for number, (picture, own) in enumerate(zip(pictures, words, strict=True)):
+            alike.setdefault((picture.size, *own), []).append(number)
+        found: dict[int, list[Box]] = {}
+        for (_, *own), numbers in alike.items():
+            found |= zip(numbers, self.alike([pictures[number] for number in numbers], own), strict=True)
+        return [found[number] for number in range(len(pictures))]
+
+    def alike(self, pictures: Sequence[Image.Image], words: Sequence[str]) -> list[list[Box]]:
+        """The boxes of pictures of one size, for the same words."""
         device, processor = self.loaded.ready(), self.loaded.processor
-        texts = [". ".join(word.lower().replace(".", " ") for word in found) + "." for found in words]
-        inputs = processor(images=list(pictures), text=texts, padding=True, return_tensors="pt").to(device)
+        texts = [". ".join(word.lower().replace(".", " ") for word in words) + "."] * len(pictures)
+        inputs = processor(images=list(pictures), text=texts, return_tensors="pt").to(device)
         if (length := inputs["input_ids"].shape[1]) > self.limit:
             raise ValueError(f"words: they are {length} tokens, and the detector reads {self.limit}. Give fewer words.")
         outputs = self.loaded.model(**inputs)

@@ -89,6 +89,11 @@ def load(folder: Path, role: str, source: str, place: Callable[[nn.Module], Read
     import transformers
 
     names = MODELS[role][type_of(folder, source)]
+    if unknown := sorted(set(names) - set(dir(transformers))):
+        raise ValueError(
+            f"{source}: '{folder.name}' is a {role} that transformers {transformers.__version__} does not have "
+            f"({unknown[0]}). Update transformers: pip install --upgrade transformers."
+        )
     transformers.utils.logging.disable_progress_bar()
     with errors_of(folder, role, source):
         model_class, processor_class = (getattr(transformers, name) for name in names)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Journal:
         if not self.path.exists() or not whole_lines(self.path):
             self.path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
         else:
-            self.path.write_bytes(whole_lines(self.path))  # without the line that a kill has cut off
+            os.truncate(self.path, len(whole_lines(self.path)))  # without the line that a kill has cut off
 
     def add(self, picture: str, outcome: str, words: str = "", caption: str = "") -> None:
         """Raises OSError."""

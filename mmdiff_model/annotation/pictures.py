@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from ..pictures import ENDINGS, rgb
 from .words import Rejected
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 SMALLEST = 64
 UNREADABLE, SMALL = "unreadable picture", f"picture of less than {SMALLEST} pixels"
 UNREADABLE_CAPTION = "unreadable caption"
@@ -59,15 +59,6 @@ def read_picture(path: Path, size: int) -> Image.Image:
     if scale < 1:
         picture = picture.resize([round(length * scale) for length in picture.size], Image.Resampling.LANCZOS)
     return picture
-
-
-def rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        picture = picture.convert("I").point(lambda value: value / 256).convert("L")
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
 
 
 def read_caption(path: Path) -> str | None:

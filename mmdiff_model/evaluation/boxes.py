@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torchvision.ops import box_convert, nms
 
+from ..annotation.words import split_words
 from ..prompt import TRIGGER, strip_triggers, word_ends
 from .encoders import TOKENIZERS, check_folder, errors_of, lacking, load_parts, patcher_of, to_bytes
 from .matching import Box
@@ -79,11 +80,11 @@ class BoxFinder:
 
 
 def class_words(words: str, prompt: str, subjects: int) -> list[str]:
-    """`words` with commas between them, or those before the prompt's triggers -> a word for each subject.
+    """`words` as annotation takes a list of them, or those before the prompt's triggers -> a word for each subject.
 
     Raises ValueError where their number is not the subjects'.
     """
-    found = [word.strip(" .") for word in words.split(",")] if words.strip() else trigger_words(prompt)
+    found = [word.strip(" .") for word in split_words(words)] if words.strip() else trigger_words(prompt)
     if len(found) != subjects or not all(found):
         raise ValueError(
             f"words: box_model needs the class word of each of the {subjects} references, and got "

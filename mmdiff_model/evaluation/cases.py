@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from ..pictures import ENDINGS, rgb
+
 BETWEEN = "+"
 CLASSES_FILE = "prompts_and_classes.txt"
 LIVE_CLASSES = ("cat", "dog")
@@ -43,7 +44,7 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
     )
 
 
@@ -54,11 +55,10 @@ def read_picture(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA")
+            image = rgb(ImageOps.exif_transpose(file))
     except Exception as error:  # PIL's plug-ins raise whatever they like
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    ground = Image.new("RGBA", image.size, "white")
-    return torch.from_numpy(np.array(Image.alpha_composite(ground, image).convert("RGB"))).float() / 255
+    return torch.from_numpy(np.array(image)).float() / 255
 
 
 def read_text(path: Path) -> str:
@@ -72,14 +72,14 @@ def read_text(path: Path) -> str:
 def read_references(folder: Path, source: str = "references") -> dict[str, list[Path]]:
     """The photos of each subject by its name. Raises ValueError naming `source` where there are none."""
     if not folder.is_dir():
-        raise ValueError(f"{source}: the folder {folder} does not exist.")
+        raise ValueError(f"{source}: the folder {folder} does not exist. Name the folder of the subjects' photos.")
     subjects = {path.name: pictures_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     subjects = {name: photos for name, photos in subjects.items() if photos}
     if not subjects and (photos := pictures_in(folder)):
         subjects = {folder.resolve().name: photos}
     if not subjects:
         raise ValueError(
-            f"{source}: no pictures ({', '.join(SUFFIXES)}) in {folder} or its folders. Put each subject's photos into "
+            f"{source}: no pictures ({', '.join(ENDINGS)}) in {folder} or its folders. Put each subject's photos into "
             "a folder of its name there."
         )
     return subjects
@@ -91,7 +91,7 @@ def read_pictures(folder: Path, subjects: Sequence[str], prompt: str = "") -> li
     Raises ValueError: no folder, no pictures, or a folder whose name is not that of subjects.
     """
     if not folder.is_dir():
-        raise ValueError(f"pictures: the folder {folder} does not exist.")
+        raise ValueError(f"pictures: the folder {folder} does not exist. Name the folder of the generated pictures.")
     found = []
     for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
         if not (files := pictures_in(place)):
@@ -102,7 +102,7 @@ def read_pictures(folder: Path, subjects: Sequence[str], prompt: str = "") -> li
             words = read_text(text).strip() if text.is_file() else prompt
             found.append(PictureFile(path, path.relative_to(folder).as_posix(), named, words))
     if not found:
-        raise ValueError(f"pictures: no pictures ({', '.join(SUFFIXES)}) in {folder} or its folders.")
+        raise ValueError(f"pictures: no pictures ({', '.join(ENDINGS)}) in {folder} or its folders.")
     return found
 
 

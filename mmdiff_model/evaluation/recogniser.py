@@ -104,7 +104,11 @@ def _load_onnx(file: Path, source: str) -> Recogniser:
     available = onnxruntime.get_available_providers()
     with errors_of(file.parent, source, ORIGIN):
         session = onnxruntime.InferenceSession(file, providers=[name for name in PROVIDERS if name in available])
-        settings = json.loads((file.parent / SETTINGS).read_text()) if (file.parent / SETTINGS).is_file() else {}
+        settings = (
+            json.loads((file.parent / SETTINGS).read_text(encoding="utf-8"))
+            if (file.parent / SETTINGS).is_file()
+            else {}
+        )
         mean, std = (np.float32(settings.get(key, [0.5] * 3)) for key in ("image_mean", "image_std"))
         [given] = session.get_inputs()
         shape = given.shape

@@ -17,7 +17,7 @@ CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 INTERVAL = f"{CONFIDENCE:.0%}, bootstrap of the mean over pictures, {RESAMPLES} resamples"
 PICKS = 10_000_000
 PROTOCOL_HEAD = ["protocol", "mean", "95% interval", "measured"]
-WHOLE_PICTURES = "CLIP-I and DINO compare the whole picture with each subject's photos."
+WHOLE_PICTURES = "CLIP-I, DINO and DINOv2 compare the whole picture with each subject's photos."
 MATCHED_FACES = (
     "Faces are matched to subjects, best pair first; a subject without a face scores 0, and the minimum is the score "
     "of the picture."
@@ -120,7 +120,7 @@ class Report:
         if len(self.photos) < 2:
             return []
         metrics = {score.metric for score in self.scores}
-        return [WHOLE_PICTURES] * bool(metrics & {"CLIP-I", "DINO"}) + [MATCHED_FACES] * ("face" in metrics)
+        return [WHOLE_PICTURES] * bool(metrics & {"CLIP-I", "DINO", "DINOv2"}) + [MATCHED_FACES] * ("face" in metrics)
 
     def label(self, score: Score) -> str:
         """The score's name, with its subject's number where there are several."""
