@@ -1,5 +1,8 @@
-"""The pack's model folders, models/mmdiff for checkpoints and models/mmdiff_subjects for subject files, and the names
-that a user may give to something in them."""
+"""The pack's four model folders, and the names that a user may give to something in them or in ComfyUI's own.
+
+They are models/mmdiff for checkpoints, mmdiff_subjects for subject files, mmdiff_annotation for the models that
+annotate, and mmdiff_evaluation for those that judge.
+"""
 
 import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
