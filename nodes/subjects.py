@@ -209,8 +209,8 @@ class MMDiffLoadSubject(io.ComfyNode):
     @plain_errors
     def execute(cls, file: str) -> io.NodeOutput:
         subject = load_subject(find(FOLDER, file, "file"))
-        shown = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)
-        return io.NodeOutput(subject, ui=shown)
+        preview = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)
+        return io.NodeOutput(subject, ui=preview)
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None) -> str:
