@@ -134,3 +134,24 @@ def test_a_stopped_training_keeps_its_folder(tmp_path):
     with pytest.raises(ValueError, match="another training"):
         lock_training(tmp_path)
     kill(holder)
+
+
+@POSIX
+def test_a_folder_that_cannot_be_written_is_not_said_to_be_in_use(tmp_path):
+    """Neither one without the right to write nor one below a file."""
+    (tmp_path / "closed").mkdir(mode=0o500)
+    (tmp_path / "file").touch()
+    user = os.geteuid()
+    with pytest.raises(
+        ValueError, match="file/below: this folder cannot be written .Not a directory.. Make it writable"
+    ):
+        lock_training(tmp_path / "file" / "below")
+    if user == 0:
+        os.seteuid(65534)  # root may write everywhere
+    try:
+        with pytest.raises(
+            ValueError, match="closed: this folder cannot be written .Permission denied.. Make it writable"
+        ):
+            lock_training(tmp_path / "closed")
+    finally:
+        os.seteuid(user)
