@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 if os.name == "nt":
@@ -60,7 +61,9 @@ def writing_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@cache
 def sweep(folder: Path) -> None:
+    """Once a folder and process: thousands of files may be written there, and each time would list them all."""
     for entry in os.scandir(folder):
         if not PARTIAL.fullmatch(entry.name):
             continue
