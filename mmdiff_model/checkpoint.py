@@ -19,9 +19,8 @@ from torch import Tensor
 from .adapter import PORTRAIT, SUBJECT, TOKENS_GROUP, Adapter, Sizes
 from .checkpoint_files import OFFICIAL_FILES, CheckpointError, metadata_of, read_official, read_safetensors
 from .completeness import check_text_lora, check_unet_lora, check_vision, read_sizes
-from .digest import LENGTH, fingerprint, whole_fingerprint
+from .digest import LENGTH, digest_tensors, fingerprint, whole_fingerprint
 from .files import write_whole
-from .lora import digest_tensors
 
 TENSOR_GROUPS = ("vision", "text_lora", "unet_lora")
 ADAPTER_GROUPS = ("cls_head", "text_fusion_1", "text_fusion_2", *TOKENS_GROUP.values())
@@ -165,7 +164,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "describe",
-    "fingerprint",
     "load_checkpoint",
     "same_space",
     "save_checkpoint",

@@ -7,7 +7,6 @@ from .adapter import SUBJECT, TOKENS_GROUP, Adapter, Sizes
 from .lora import IMAGE_LORAS, check_attentions, name_text_lora
 
 ARCFACE_DIM = 512
-TEXT_LORAS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 LORAS = ("to_q_lora", "to_k_lora", "to_v_lora", "to_out_lora")
 
 

@@ -1,4 +1,4 @@
-"""Digests of weights, the same in any precision from half on."""
+"""Digests of weights: fingerprints, the same in any precision from half on, and one of every bit."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +25,15 @@ def whole_fingerprint(tensors: dict[str, Tensor]) -> str:
     with ThreadPoolExecutor(WORKERS) as pool:
         digests = list(pool.map(lambda key: _digest(key, tensors[key]), keys))
     return hashlib.sha256(b"".join(digests)).hexdigest()[:LENGTH]
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """64 hex digits of all names, types, shapes and bits."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _digest(key: str, tensor: Tensor) -> bytes:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 if os.name == "nt":
@@ -60,7 +61,9 @@ def writing_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@cache
 def sweep(folder: Path) -> None:
+    """Once a folder and process: thousands of files may be written there, and each time would list them all."""
     for entry in os.scandir(folder):
         if not PARTIAL.fullmatch(entry.name):
             continue
@@ -83,11 +86,11 @@ def flush_folder(folder: Path) -> None:
 def lock_training(folder: Path) -> Callable[[], None]:
     """Takes a training's folder for this process -> what gives it back; the end of the process does so too.
 
-    Raises ValueError where another training has it.
+    Raises ValueError where another training has it or it cannot be written.
     """
     try:
         return lock(folder / LOCK_FILE)
-    except (BlockingIOError, PermissionError) as error:
+    except BlockingIOError as error:
         raise ValueError(
             f"{folder}: another training is at work in this folder. Wait until it ends, stop it, or choose another "
             "folder."
@@ -97,16 +100,25 @@ def lock_training(folder: Path) -> Callable[[], None]:
 def lock(path: Path) -> Callable[[], None]:
     """Takes a file for this process -> what gives it back; the end of the process does so too.
 
-    Raises BlockingIOError or PermissionError where another process has it.
+    Raises BlockingIOError where another process has it, ValueError where its folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise ValueError(
+            f"{path.parent}: this folder cannot be written ({error.strerror}). Make it writable, or choose another "
+            "folder."
+        ) from error
     try:
         if os.name == "nt":
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # what Windows says of a lock that another process has
+        file.close()
+        raise BlockingIOError(*error.args) from error
     except OSError:
         file.close()
         raise

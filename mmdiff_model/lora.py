@@ -4,7 +4,6 @@ The released files count the UNet's attentions in diffusers' registration order 
 in any layout that diffusers 0.21 reads. Both are given one name here, the one that comfy.lora.load_lora reads.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from itertools import groupby
@@ -12,7 +11,6 @@ from uuid import uuid5
 
 import comfy.lora
 import comfy.utils
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
@@ -193,15 +191,6 @@ def add_lora(patcher: ModelPatcher, patches: dict, digest: str) -> None:
     base = patcher.patches_uuid
     patcher.add_patches(patches)
     patcher.patches_uuid = uuid5(base, digest)
-
-
-def digest_tensors(tensors: dict[str, Tensor]) -> str:
-    """64 hex digits of all names, types, shapes and bits."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(tensors.items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def held_strength(patches: list[tuple], up: Tensor) -> float:

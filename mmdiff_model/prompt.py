@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 PLAIN_TRIGGER = "<|subj|>"
 TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
+NAME = re.compile(r"[^|<>\x00-\x1f\x7f-\x9f]{0,200}")  # a name that a trigger can call, or none
 ALMOST = re.compile(r"<\|\s*subj", re.IGNORECASE)  # what a trigger with a typing mistake leaves in the text
 EMBEDDING = re.compile(r"(?:(?<=[\s()])|\A)embedding:\S*\Z")  # a class word that is one; its name ends at white space
 NUMBER_DIGITS = 4  # more do not number a subject, and Python refuses to read some thousands

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .adapter import PORTRAIT, SUBJECT
 from .checkpoint import write_safetensors
+from .prompt import NAME
 from .subject import THUMBNAIL, Subject
 
 FORMAT, FORMAT_VERSION = "mmdiff_subject", 1
@@ -95,7 +96,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "format_version": lambda value: value == FORMAT_VERSION,
     "variant": lambda value: value in (PORTRAIT, SUBJECT),
     "space": lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16,64}", value)),
-    "name": lambda value: isinstance(value, str) and len(value) <= 200 and not re.search(r"[|<>\x00-\x1f]", value),
+    "name": lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)),
     "strength": lambda value: is_number(value, 0, 3),
     "start_percent": lambda value: is_number(value, 0, 1),
     "end_percent": lambda value: is_number(value, 0, 1),

@@ -36,7 +36,7 @@ def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> N
             )
     if next(clip_vision.model.parameters()).dtype.itemsize == 1:
         logger.warning(
-            "clip_vision is stored in 8 bits, which costs likeness. ComfyUI's --fp8_e4m3fn-text-enc and "
+            "MM-Diff: clip_vision is stored in 8 bits, which costs likeness. ComfyUI's --fp8_e4m3fn-text-enc and "
             "--fp8_e5m2-text-enc count for CLIP vision too: start it without."
         )
 

@@ -1,5 +1,8 @@
-"""The pack's model folders, models/mmdiff for checkpoints and models/mmdiff_subjects for subject files, and the names
-that a user may give to something in them."""
+"""The pack's four model folders, and the names that a user may give to something in them or in ComfyUI's own.
+
+They are models/mmdiff for checkpoints, mmdiff_subjects for subject files, mmdiff_annotation for the models that
+annotate, and mmdiff_evaluation for those that judge.
+"""
 
 import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -7,14 +10,18 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import folder_paths
 
 LONGEST_NAME = 200  # bytes: endings and a hidden folder's name still fit into the 255 that file systems allow
-PLAIN = "Use letters, digits, spaces, '.', '-' and '_', at most 200 bytes, and no name that Windows keeps for a device."
+SIGNS = " .-_()',&+"
+PLAIN = (
+    "Use letters, digits, spaces and . - _ ( ) ' , & + in at most 200 bytes, with no dot at an end or beside another, "
+    "and no name that Windows keeps for a device."
+)
 PORTS = {f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789\xb9\xb2\xb3"}
 DEVICES = {"CON", "PRN", "AUX", "NUL", *PORTS}
 
 
 def is_plain(name: str) -> bool:
     """Whether a name is as PLAIN says, with letters of any script, and the same file on every system."""
-    characters = all(character in " .-_" or unicodedata.category(character)[0] in "LMN" for character in name)
+    characters = all(character in SIGNS or unicodedata.category(character)[0] in "LMN" for character in name)
     if not characters or not 0 < len(name.encode()) <= LONGEST_NAME:
         return False
     edges = name.startswith((".", " ")) or name.endswith((".", " "))

@@ -7,11 +7,12 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..mmdiff_model.prompt import NAME
 from ..mmdiff_model.regions import expand_region, feather_region
 from ..mmdiff_model.subject_file import load_subject, save_subject
 from .apply import range_inputs
 from .checks import check_finite, check_range, plain_errors, validation
-from .folders import file_name, find, new_file, plain_name, register, shown, state_of
+from .folders import file_name, find, new_file, register, shown, state_of
 from .images import check_mask
 from .sockets import MMDiffSubject
 
@@ -123,12 +124,18 @@ class MMDiffSubjectRegion(io.ComfyNode):
 
 
 def trigger_name(name: str) -> str:
-    """The name as a trigger may give it, or none. Raises ValueError on another, and on a number, which is a place."""
-    if name.strip().isdecimal():
+    """The name without spaces around it, as a trigger may give it, or none. Raises ValueError on another, and on a
+    number, which is a place."""
+    if (stripped := name.strip()).isdecimal():
         raise ValueError(
             f"name: '{shown(name)}' is a number, by which a trigger calls the subject in that place. Give it letters."
         )
-    return plain_name("name", name, "cannot stand in a trigger") if name.strip() else ""
+    if not NAME.fullmatch(stripped):
+        raise ValueError(
+            f"name: '{shown(name)}' cannot stand in a trigger. Use at most 200 characters, none of them '|', '<', '>' "
+            "or a control character."
+        )
+    return stripped
 
 
 def shaped(region: Tensor | None, expand: int, feather: int) -> Tensor:
@@ -202,8 +209,8 @@ class MMDiffLoadSubject(io.ComfyNode):
     @plain_errors
     def execute(cls, file: str) -> io.NodeOutput:
         subject = load_subject(find(FOLDER, file, "file"))
-        shown = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)
-        return io.NodeOutput(subject, ui=shown)
+        preview = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)
+        return io.NodeOutput(subject, ui=preview)
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None) -> str:

@@ -155,8 +155,8 @@ class MMDiffTrain(io.ComfyNode):
                 raise
         plot = np.array(draw_losses(losses, settings.plan.steps))
         plot = torch.from_numpy(plot).float()[None] / 255
-        shown = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(told(before, settings.plan.steps)).as_dict()
-        return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=shown)
+        preview = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(told(before, settings.plan.steps)).as_dict()
+        return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=preview)
 
     @classmethod
     def validate_inputs(cls, data=None, name=None, variant=None, face_analysis=NOT_CONNECTED) -> bool | str:

@@ -179,6 +179,11 @@ def test_an_output_that_is_in_use_is_left_alone(command, tmp_path):
     assert f"error: another process is writing to {tmp_path / 'out'}" in printed
 
 
+def test_an_output_that_cannot_be_written_is_named(command, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert f"error: {tmp_path / 'out'}: this folder cannot be written (File exists)." in run(command(), FAILED)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -20,10 +20,10 @@ from mmdiff_model.checkpoint import (
     ADAPTER_GROUPS,
     OFFICIAL_FILES,
     CheckpointError,
-    fingerprint,
     load_checkpoint,
     save_checkpoint,
 )
+from mmdiff_model.digest import fingerprint
 from mmdiff_model.vision import check_clip_vision
 from tiny_pack.checkpoint import write_official_checkpoint
 

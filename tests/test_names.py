@@ -1,10 +1,13 @@
 """Names that nodes take: what the message promises is accepted, and nothing else; every refusal names its input."""
 
+from dataclasses import replace
+
 import folder_paths
 import pytest
 from mm_diff_pack.nodes import checkpoints, evaluate, folders, subjects, train
 
 from helpers import random_subject
+from mmdiff_model.prompt import trigger_subjects
 
 GOOD = [
     "anna",
@@ -16,6 +19,8 @@ GOOD = [
     "a" * 200,
     "console",
     "com10",
+    "subject (1)",
+    "anna's, bert & carl+dora",
 ]
 BAD = [
     *(
@@ -53,6 +58,10 @@ BAD = [
 ]
 
 
+TRIGGERED = ["anna*", "a/b", "a..b", "x.", "CON", "$HOME", "what?", "\U0001f600", "\u5b89" * 200, "1st"]
+UNTRIGGERED = ["a|b", "<a>", "a\0b", "a\nb", "a\x7fb", "a\x85b", "a" * 201]
+
+
 @pytest.fixture
 def output(tmp_path, monkeypatch):
     """All folders that nodes write to."""
@@ -88,12 +97,31 @@ def test_other_names_are_refused_by_every_node(output, checkpoint, name):
         checkpoints.MMDiffSaveCheckpoint.execute(checkpoint, name)
     with pytest.raises(ValueError, match="^name: '.*' is not a plain folder name. Use letters, digits"):
         train.output_folder(name)
-    with pytest.raises(ValueError, match="^name: '.*' cannot stand in a trigger. Use letters, digits"):
-        subjects.MMDiffSubjectRegion.execute(anna, 1.0, name, 0.0, 1.0)
     if "/" not in name.replace("\\", "/") or ".." in name:
         with pytest.raises(ValueError, match="^filename_prefix: '.*' is not a plain file name"):
             evaluate.check_prefix(name)
     assert sorted(output.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", TRIGGERED)
+def test_a_subject_has_any_name_that_a_trigger_can_hold(output, checkpoint, name):
+    """It is called by it, and a subject file keeps it."""
+    anna = subjects.MMDiffSubjectRegion.execute(random_subject(checkpoint, 1), 1.0, f" {name} ", 0.0, 1.0).args[0]
+    assert subjects.MMDiffSubjectRegion.validate_inputs(name=name) is True
+    assert trigger_subjects(f"a man<|subj|> and a woman<|subj:{name}|>", ["", anna.name]) == [0, 1]
+    subjects.MMDiffSaveSubject.execute(anna, "file", True)
+    assert subjects.MMDiffLoadSubject.execute("file.safetensors").args[0].name == name
+
+
+@pytest.mark.parametrize("name", UNTRIGGERED)
+def test_a_name_that_no_trigger_can_hold_is_refused(output, checkpoint, name):
+    """In a subject file, too."""
+    anna = random_subject(checkpoint, 1)
+    with pytest.raises(ValueError, match="^name: '.*' cannot stand in a trigger. Use at most 200 characters, none of"):
+        subjects.MMDiffSubjectRegion.execute(anna, 1.0, name, 0.0, 1.0)
+    subjects.MMDiffSaveSubject.execute(replace(anna, name=name), "file", True)
+    with pytest.raises(ValueError, match="^file: 'file.safetensors' is damaged: its name is"):
+        subjects.MMDiffLoadSubject.execute("file.safetensors")
 
 
 @pytest.mark.parametrize("name", ["~nosuchuser/data", "a\0b", "a" * 300])

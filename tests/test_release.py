@@ -16,6 +16,7 @@ import check_release
 import setup_host
 from conftest import PACK, ROOT
 from live import LiveServer
+from mmdiff_model.host import MINIMUM
 from schema_snapshot import snapshot
 from workflow_api import to_api
 
@@ -117,6 +118,10 @@ def test_versions_agree():
     assert f'target-version = "py{needed.replace(".", "")}"' in PROJECT
     assert f'python-version = "{needed}"' in (ROOT / "ty.toml").read_text()
     assert f"Python {needed} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_registry_asks_for_the_oldest_comfyui_that_the_pack_loads_in():
+    assert re.findall(r'^requires-comfyui = "(.*)"', PROJECT, re.MULTILINE) == [f">={MINIMUM}"]
 
 
 def test_the_archive_is_small_and_holds_no_development_files():

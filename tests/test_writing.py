@@ -89,6 +89,23 @@ def test_kills_leave_a_whole_file_and_what_they_leave_is_swept(tmp_path):
 
 
 @POSIX
+def test_a_process_sweeps_a_folder_once(tmp_path, monkeypatch):
+    """However many files it writes there; another folder, and another process, are swept of their own."""
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or scandir(folder))
+    for number in range(20):
+        write_whole(tmp_path / f"{number}.txt", lambda partial: partial.write_text("a"))
+    assert listed.count(tmp_path) == 1
+    left = [folder / ".a.txt.0123456789ab.partial" for folder in (tmp_path, tmp_path / "other")]
+    for path in left:
+        path.mkdir(parents=True)
+        write_whole(path.parent / "a.txt", lambda partial: partial.write_text("a"))
+    assert [path.exists() for path in left] == [True, False]
+    kill(start(FILES + "files.write_whole(Path(sys.argv[1]), Path.touch); print('ready', flush=True)", tmp_path / "b"))
+    assert not left[0].exists()
+
+
+@POSIX
 def test_what_a_live_writer_writes_is_not_swept(tmp_path):
     """It is stopped in the middle of its file while another writes beside it, and then goes on."""
     path = tmp_path / "slow.txt"
@@ -134,3 +151,24 @@ def test_a_stopped_training_keeps_its_folder(tmp_path):
     with pytest.raises(ValueError, match="another training"):
         lock_training(tmp_path)
     kill(holder)
+
+
+@POSIX
+def test_a_folder_that_cannot_be_written_is_not_said_to_be_in_use(tmp_path):
+    """Neither one without the right to write nor one below a file."""
+    (tmp_path / "closed").mkdir(mode=0o500)
+    (tmp_path / "file").touch()
+    user = os.geteuid()
+    with pytest.raises(
+        ValueError, match="file/below: this folder cannot be written .Not a directory.. Make it writable"
+    ):
+        lock_training(tmp_path / "file" / "below")
+    if user == 0:
+        os.seteuid(65534)  # root may write everywhere
+    try:
+        with pytest.raises(
+            ValueError, match="closed: this folder cannot be written .Permission denied.. Make it writable"
+        ):
+            lock_training(tmp_path / "closed")
+    finally:
+        os.seteuid(user)

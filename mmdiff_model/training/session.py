@@ -12,7 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import nn
 
-from ..checkpoint import fingerprint, write_safetensors
+from ..checkpoint import write_safetensors
+from ..digest import fingerprint
 from ..files import lock_training
 from .checkpointing import checkpoint_blocks
 from .config import Settings

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmdiff_model.adapter import PORTRAIT, Adapter, Sizes
-from mmdiff_model.checkpoint import describe, fingerprint, load_checkpoint, write_safetensors
+from mmdiff_model.checkpoint import describe, load_checkpoint, write_safetensors
 from mmdiff_model.checkpoint_files import CUSTOM_FILE, OFFICIAL_FILES, OFFICIAL_GROUPS, TEXT_FILE, UNET_FILE
+from mmdiff_model.digest import fingerprint
 from mmdiff_model.lora import names_of_depths
 
 from .outcome import RIGHT, Wrong, byte_changes, change

@@ -76,7 +76,7 @@ class Names:
         }
         self.others = {
             "data": train.data_path,
-            "region": lambda name: folders.plain_name("name", name, "cannot stand in a trigger"),
+            "region": subjects.trigger_name,
         }
         self.cases = st.tuples(st.sampled_from([*self.writes, *self.reads, *self.others]), texts)
 
