@@ -105,11 +105,11 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
     )
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path, overwrite: bool = True) -> None:
     """Writes one .safetensors with readable names; a failed write leaves nothing behind. Raises OSError."""
     tensors = checkpoint.tensors()
     metadata = describe(checkpoint.variant, checkpoint.sizes, tensors, checkpoint.text_encoder_2_lora)
-    write_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata, Path(path))
+    write_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata, Path(path), overwrite)
 
 
 def describe(variant: str, sizes: Sizes, tensors: dict[str, Tensor], text_encoder_2_lora: bool) -> dict[str, str]:
@@ -127,10 +127,10 @@ def same_space(one: str, other: str) -> bool:
     return min(len(one), len(other)) >= LENGTH and (one.startswith(other) or other.startswith(one))
 
 
-def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, overwrite: bool = True) -> None:
     """Through a temporary file in the same folder: `path` is whole or as it was. Raises OSError."""
     try:
-        write_whole(path, lambda partial: save_file(tensors, partial, metadata))
+        write_whole(path, lambda partial: save_file(tensors, partial, metadata), overwrite)
     except SafetensorError as error:
         raise OSError(f"could not write '{path}': {error}") from error
 

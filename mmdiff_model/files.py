@@ -22,9 +22,10 @@ PARTIAL = re.compile(r"\..+\.[0-9a-f]{12}\.partial|\..+\.(safetensors|pt|json|cs
 LOCK_FILE = "training.lock"
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], overwrite: bool = True) -> None:
     """write(partial) makes a file that is flushed to the disk and then takes the place of `path`, with the rights that
-    the umask gives; what it raises leaves nothing behind."""
+    the umask gives; what it raises leaves nothing behind. Without `overwrite`, raises FileExistsError where another
+    writer was first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing_in(path.parent):
         folder = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
@@ -37,10 +38,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             partial.chmod(mode)  # safetensors takes away the rights of others
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            (os.replace if overwrite else place_anew)(partial, path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         flush_folder(path.parent)
+
+
+def place_anew(partial: Path, path: Path) -> None:
+    """Gives a file its place. Raises FileExistsError where another writer was first."""
+    try:
+        os.link(partial, path)
+    except FileExistsError as error:
+        raise FileExistsError(f"'{path.name}' was made by another writer meanwhile. Choose another name.") from error
+    except OSError:  # a file system without links
+        os.replace(partial, path)
 
 
 @contextmanager

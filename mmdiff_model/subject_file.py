@@ -23,7 +23,7 @@ from .subject import THUMBNAIL, Subject
 FORMAT, FORMAT_VERSION = "mmdiff_subject", 1
 HEADER = ("variant", "space", "name", "strength", "start_percent", "end_percent", "scores", "outliers")
 TENSORS = ("cls", "tokens", "region")
-LARGEST_FILE, LARGEST_THUMBNAIL = 512 << 20, 4 * THUMBNAIL
+LARGEST_FILE, LARGEST_HEADER, LARGEST_THUMBNAIL = 512 << 20, 1 << 20, 4 * THUMBNAIL
 AGAIN = "Save the subject again"
 
 
@@ -34,14 +34,25 @@ class SubjectFileError(ValueError):
         super().__init__(f"file: {problem}. {remedy}.")
 
 
-def save_subject(subject: Subject, path: Path) -> None:
-    """Writes the subject; a failed write leaves nothing behind. Raises OSError."""
+def save_subject(subject: Subject, path: Path, overwrite: bool = True) -> None:
+    """Writes the subject; a failed write leaves nothing behind. Raises OSError, and ValueError on what Load refuses."""
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, **{key: getattr(subject, key) for key in HEADER}}
     if subject.thumbnail is not None:
         header["thumbnail"] = encode_thumbnail(subject.thumbnail)
     tensors = {key: getattr(subject, key).contiguous() for key in TENSORS if getattr(subject, key) is not None}
+    try:
+        check_header(header)
+        check_tensors(tensors)
+    except ValueError as error:
+        raise ValueError(f"subject: it cannot be saved, {error}. Set it anew in MM-Diff Subject Region.") from error
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size > LARGEST_FILE - LARGEST_HEADER:
+        raise ValueError(
+            f"subject: its tensors take {size >> 20} MB, and a subject file holds {LARGEST_FILE >> 20} MB. "
+            "Use a smaller mask."
+        )
     header["digest"] = digest_of(header, tensors)
-    write_safetensors(tensors, {FORMAT: json.dumps(header)}, path)
+    write_safetensors(tensors, {FORMAT: json.dumps(header)}, path, overwrite)
 
 
 def load_subject(path: Path) -> Subject:

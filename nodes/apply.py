@@ -7,7 +7,7 @@ from ..mmdiff_model.sampling import apply_subjects
 from ..mmdiff_model.sampling.routing import MODES, OFF
 from ..mmdiff_model.schedule import Schedule
 from ..mmdiff_model.text import encode_text
-from .checks import check_finite, check_range, plain_errors, validation
+from .checks import check_range, checked, validation
 from .sockets import connected_subjects, mmdiff_input, subjects_input
 
 AS_RELEASED, CLEAN = "as released", "clean"
@@ -145,7 +145,7 @@ class MMDiffApply(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
+    @checked
     def execute(
         cls,
         model,
@@ -166,7 +166,6 @@ class MMDiffApply(io.ComfyNode):
             plain = (clip.encode_from_tokens_scheduled(clip.tokenize(strip_triggers(p))) for p in (positive, negative))
             return io.NodeOutput(model, *plain)
         check_range(start_percent, end_percent)
-        check_finite(fuse_scale=fuse_scale)
         found = connected_subjects(subjects, mmdiff)
         schedule = Schedule(start_percent, end_percent, start_merge_step)
         text = encode_text(clip, mmdiff, found, positive, negative, schedule, clean_negative=negative_fusion == CLEAN)
@@ -208,7 +207,7 @@ class MMDiffTextEncode(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
+    @checked
     def execute(
         cls,
         clip,
@@ -263,7 +262,7 @@ class MMDiffApplyModel(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
+    @checked
     def execute(
         cls,
         model,
@@ -275,7 +274,6 @@ class MMDiffApplyModel(io.ComfyNode):
         routing: str = OFF,
     ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
-        check_finite(fuse_scale=fuse_scale)
         found = connected_subjects(subjects, mmdiff)
         return io.NodeOutput(
             apply_subjects(model, mmdiff, found, fuse_scale, Schedule(start_percent, end_percent), routing)

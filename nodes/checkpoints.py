@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..mmdiff_model.checkpoint import OFFICIAL_FILES, load_checkpoint, save_checkpoint
-from .checks import plain_errors, validation
+from .checks import checked, validation
 from .folders import file_name, find, new_file, register, state_of
 from .sockets import MMDiff, mmdiff_input
 
@@ -51,7 +51,7 @@ class MMDiffLoader(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
+    @checked
     def execute(cls, checkpoint: str, text_encoder_2_lora: bool) -> io.NodeOutput:
         return io.NodeOutput(load_checkpoint(find(FOLDER, checkpoint, "checkpoint"), text_encoder_2_lora))
 
@@ -84,7 +84,7 @@ class MMDiffSaveCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, mmdiff, filename: str) -> io.NodeOutput:
         path = new_file(FOLDER, filename)
-        save_checkpoint(mmdiff, path)
+        save_checkpoint(mmdiff, path, overwrite=False)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
 
     @classmethod

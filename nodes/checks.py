@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 
+from comfy_api.latest import io
+
 PACK = __name__.rpartition(".nodes.")[0]
 NOT_CONNECTED = object()
 
@@ -23,13 +25,15 @@ def validation(*checks: Callable[[], object]) -> bool | str:
     return True
 
 
-def plain_errors(execute: Callable) -> Callable:
-    """Raises errors of the pack's own classes as the built-in class they are: the front end shows where a class is."""
+def checked(execute: Callable) -> Callable:
+    """Decorates a node's execute: linked numbers are held to their input's limits, and errors of the pack's own classes
+    are raised as the built-in class they are, since the front end shows where a class is."""
 
     @wraps(execute)
-    def run(*args, **inputs):
+    def run(cls, *args, **inputs):
+        check_limits(cls, inputs)
         try:
-            return execute(*args, **inputs)
+            return execute(cls, *args, **inputs)
         except Exception as error:
             if not type(error).__module__.startswith(f"{PACK}."):
                 raise
@@ -39,11 +43,16 @@ def plain_errors(execute: Callable) -> Callable:
     return run
 
 
-def check_finite(**inputs: float) -> None:
-    """Raises ValueError naming the input that is NaN or infinite."""
-    for name, value in inputs.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: {value} is not a number to work with. Give a finite one.")
+def check_limits(node: type[io.ComfyNode], inputs: dict[str, object]) -> None:
+    """Raises ValueError naming a number outside of its input's limits, or NaN. ComfyUI checks what is written in a node
+    alone, not what is linked to it."""
+    for given in node.define_schema().inputs:
+        value = inputs.get(given.id)
+        if isinstance(given, (io.Int.Input, io.Float.Input)) and isinstance(value, (int, float)):
+            low = -math.inf if given.min is None else given.min
+            high = math.inf if given.max is None else given.max
+            if not low <= value <= high:
+                raise ValueError(f"{given.id}: {value} is not within {low} to {high}. Give a number that is.")
 
 
 def check_range(start_percent: float | None, end_percent: float | None) -> None:

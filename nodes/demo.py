@@ -11,7 +11,7 @@ from ..small_world import ADAPTER_FILE, WEIGHTS
 from ..small_world.drawing import reference
 from ..small_world.looks import WORDS, sample_look
 from ..small_world.poses import ACTIONS, REFERENCE_ACTIONS
-from .checks import plain_errors
+from .checks import checked
 from .sockets import MMDiff
 
 PICTURE_SIZE = 256
@@ -38,7 +38,7 @@ class MMDiffDemoModels(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
+    @checked
     def execute(cls) -> io.NodeOutput:
         from ..small_world.models import load_clip, load_model, load_vae, load_vision
 

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor, nn
 
 from ..mmdiff_model.sampling import last_routing, why_no_routing
-from .checks import check_finite
+from .checks import checked
 
 COLOURS = torch.tensor(
     [[0.95, 0.25, 0.2], [0.15, 0.55, 0.95], [0.2, 0.8, 0.35], [0.95, 0.75, 0.1], [0.7, 0.35, 0.9], [0.1, 0.8, 0.8]]
@@ -39,8 +39,8 @@ class MMDiffRoutingPreview(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model, images: Tensor, opacity: float) -> io.NodeOutput:
-        check_finite(opacity=opacity)
         weights = last_routing(model)
         if weights is None:
             why = ui.PreviewText(f"No map: {why_no_routing(model)}")

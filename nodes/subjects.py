@@ -11,7 +11,7 @@ from ..mmdiff_model.prompt import NAME
 from ..mmdiff_model.regions import expand_region, feather_region
 from ..mmdiff_model.subject_file import load_subject, save_subject
 from .apply import range_inputs
-from .checks import check_finite, check_range, plain_errors, validation
+from .checks import check_range, checked, validation
 from .folders import file_name, find, new_file, register, shown, state_of
 from .images import check_mask
 from .sockets import MMDiffSubject
@@ -82,6 +82,7 @@ class MMDiffSubjectRegion(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         subject,
@@ -94,7 +95,6 @@ class MMDiffSubjectRegion(io.ComfyNode):
         feather: int = 0,
     ) -> io.NodeOutput:
         check_range(start_percent, end_percent)
-        check_finite(strength=strength)
         name = trigger_name(name)
         if mask is not None:
             mask = check_mask("mask", mask)
@@ -174,7 +174,7 @@ class MMDiffSaveSubject(io.ComfyNode):
     @classmethod
     def execute(cls, subject, filename: str, overwrite: bool) -> io.NodeOutput:
         path = new_file(FOLDER, filename, overwrite)
-        save_subject(subject, path)
+        save_subject(subject, path, overwrite)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
 
     @classmethod
@@ -206,7 +206,7 @@ class MMDiffLoadSubject(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
+    @checked
     def execute(cls, file: str) -> io.NodeOutput:
         subject = load_subject(find(FOLDER, file, "file"))
         preview = None if subject.thumbnail is None else ui.PreviewImage(subject.thumbnail[None], cls=cls)

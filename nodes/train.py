@@ -14,7 +14,7 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_model.adapter import PORTRAIT, SUBJECT
 from ..mmdiff_model.checkpoint import load_checkpoint
-from .checks import NOT_CONNECTED, check_finite, check_option, plain_errors, validation
+from .checks import NOT_CONNECTED, check_option, checked, validation
 from .folders import plain_name, shown
 from .sockets import FACE_SOCKETS, MMDiff
 
@@ -115,7 +115,7 @@ class MMDiffTrain(io.ComfyNode):
         )
 
     @classmethod
-    @plain_errors
+    @checked
     def execute(
         cls, model, clip, vae, clip_vision, data: str, name: str, face_analysis=None, **options
     ) -> io.NodeOutput:
@@ -126,7 +126,6 @@ class MMDiffTrain(io.ComfyNode):
         from ..mmdiff_model.training.records import Records
         from ..mmdiff_model.training.session import Session
 
-        check_finite(learning_rate=options["learning_rate"], constraint_weight=options["constraint_weight"])
         device = comfy.model_management.get_torch_device()
         settings = settings_of(output_folder(name), device, **options)
         records = Records.open([data_path(data)])

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
+from ..schedule import FROM_STEP, RANGE, UNTIL_STEP
 from ..subject import Subject, identify
 from ..text import CALLED, CLASS_WORDS, TOKENS
 
@@ -40,6 +41,16 @@ class Conditioning:
         h, w, y, x = self.area or (*latent, 0, 0)
         h, w = min(h, latent[0] - y), min(w, latent[1] - x)
         return (h, w, y, x) if (h, w) == size else None
+
+
+def share_phases(conds: dict[str, list[dict]]) -> None:
+    """Gives the twins of areas (see find_conditionings) the phase of the text that they carry. In place."""
+    owners: list[tuple[object, dict]] = []
+    for entry in (entry for entries in conds.values() for entry in entries):
+        text = entry["model_conds"]["c_crossattn"]
+        owner = next((owner for embeddings, owner in owners if embeddings is text), entry)
+        owners.append((text, owner))
+        entry.update({key: owner[key] for key in (RANGE, FROM_STEP, UNTIL_STEP) if key in owner})
 
 
 def find_conditionings(conds: dict[str, list[dict]], subjects: Sequence[Subject]) -> dict[object, Conditioning]:

@@ -22,9 +22,9 @@ from ..schedule import Schedule, keep_phases, resolve_steps, steps_before
 from ..subject import Subject
 from . import routing as routings
 from .attention import STEP, MultimodalCrossAttention
-from .conditionings import Conditioning, find_conditionings
+from .conditionings import Conditioning, find_conditionings, share_phases
 from .projection import BlockKey, Projected, SubjectProjections, image_projections
-from .routing import AUTO, OFF
+from .routing import AUTO, MASKS, OFF
 from .routing.auto import reading_blocks
 from .rows import Call, call_rows, rows_by_text, windows
 from .step import Step
@@ -118,6 +118,7 @@ class SubjectSampling:
     def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
         transformer_options = extra_args["model_options"]["transformer_options"]
         before = transformer_options.get(STEPS_BEFORE, 0)
+        share_phases(guider.conds)
         resolve_steps(guider.conds, sigmas, before)
         keep_phases(guider.conds, guider.inner_model.model_sampling)
         run = Run(self, guider, sigmas, before, noise)
@@ -152,7 +153,7 @@ class Run:
         self.routing = routings.make(plan.routing, plan.regions, reading_blocks(widths))
         self.said: set[str] = set()
         self.seen: tuple = (object(), None)  # no call's
-        for message in doubts(plan.subjects, self.conditionings.values(), self.routing):
+        for message in (*doubts(plan.subjects, self.conditionings.values(), self.routing), *idle(plan, self.ranges)):
             self.say(message)
 
     def say(self, message: str) -> None:
@@ -260,12 +261,31 @@ def doubts(
                 "of MM-Diff Text Encode or Apply MM-Diff. (ConditioningConcat and ConditioningAverage keep only the "
                 "triggers of conditioning_to.)"
             )
+    positive = [c for c in conditionings if c.subjects or c.missing]
+    if any(not c.triggers for c in positive) and any(c.triggers for c in positive):
+        yield (
+            "positive: a prompt without triggers stands beside prompts with them, and gets every subject of the model. "
+            "If it is to show none, sample it with the MODEL from before Apply MM-Diff, or give it a low fuse_scale."
+        )
     if routing.name == AUTO and any(not c.triggers and len(c.subjects) > 1 for c in conditionings):
         yield (
             "positive: a prompt has no triggers, so routing 'auto' cannot read its regions and is 'off' there. Write "
             "it in MM-Diff Text Encode or Apply MM-Diff; with ConditioningConcat or ConditioningAverage, connect that "
             "one to conditioning_to."
         )
+
+
+def idle(plan: SubjectSampling, ranges: Sequence[tuple[float, float]]) -> Iterator[str]:
+    """Which subjects act at no time or nowhere, in words."""
+    for index, (subject, (first, last)) in enumerate(zip(plan.subjects, ranges, strict=True)):
+        who = f"subject {index + 1}" + (f" ('{subject.name}')" if subject.name else "")
+        if first <= last and plan.fuse_scale * subject.strength:
+            yield (
+                f"start_percent: {who} acts in no part of sampling, as the ranges of Apply MM-Diff and MM-Diff Subject "
+                "Region leave it none. Widen them, or lower start_merge_step."
+            )
+        if plan.routing == MASKS and subject.region is not None and not subject.region.any():
+            yield f"mask: the region of {who} is empty, so it is nowhere. Paint one in MM-Diff Subject Region."
 
 
 def with_image(replaces: dict[str, dict], image: Projected) -> dict[str, dict]:
