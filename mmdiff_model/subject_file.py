@@ -41,7 +41,7 @@ def save_subject(subject: Subject, path: Path, overwrite: bool = True) -> None:
         header["thumbnail"] = encode_thumbnail(subject.thumbnail)
     tensors = {key: getattr(subject, key).contiguous() for key in TENSORS if getattr(subject, key) is not None}
     try:
-        check_header(header)
+        check_header(json.loads(json.dumps(header)))
         check_tensors(tensors)
     except ValueError as error:
         raise ValueError(f"subject: it cannot be saved, {error}. Set it anew in MM-Diff Subject Region.") from error

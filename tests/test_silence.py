@@ -11,7 +11,7 @@ from mmdiff_model.files import write_whole
 from mmdiff_model.sampling import apply_subjects
 from mmdiff_model.sampling.routing import MASKS
 from mmdiff_model.schedule import Schedule
-from mmdiff_model.subject_file import save_subject
+from mmdiff_model.subject_file import load_subject, save_subject
 from mmdiff_model.text import encode_text
 
 
@@ -82,3 +82,5 @@ def test_what_could_not_be_read_again_is_not_saved(anna, tmp_path):
     with pytest.raises(ValueError, match="subject: it cannot be saved, its strength is '5.0'"):
         save_subject(replace(anna, strength=5.0), path)
     assert not list(tmp_path.iterdir())
+    save_subject(anna, path)
+    assert load_subject(path).strength == anna.strength
