@@ -58,7 +58,7 @@ def check_limits(node: type[io.ComfyNode], inputs: dict[str, object]) -> None:
 def check_range(start_percent: float | None, end_percent: float | None) -> None:
     """Raises ValueError unless both are parts of sampling, the start first; None is a linked input, not known yet."""
     for name, value in (("start_percent", start_percent), ("end_percent", end_percent)):
-        if value is not None and not 0 <= value <= 1:
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
             raise ValueError(f"{name}: {value} is not a part of sampling. Give a number from 0 to 1.")
     if start_percent is not None and end_percent is not None and start_percent > end_percent:
         raise ValueError(
