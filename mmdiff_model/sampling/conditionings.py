@@ -4,7 +4,7 @@ A subject belongs to the conditionings that call it. One with triggers gets the 
 the released code the tokens of others are masked), a positive one without any trigger gets all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -43,34 +43,38 @@ class Conditioning:
         return (h, w, y, x) if (h, w) == size else None
 
 
-def share_phases(conds: dict[str, list[dict]]) -> None:
-    """Gives the twins of areas (see find_conditionings) the phase of the text that they carry. In place."""
+def with_owners(conds: dict[str, list[dict]]) -> Iterator[tuple[str, dict, dict]]:
+    """Every entry of a run with its side's name, and the first entry that has the same embeddings: its owner.
+
+    Where one side is restricted to an area, ComfyUI gives the other a twin: a copy of the restricted entry with the
+    other side's embeddings. What is said of the owner's text holds for the twin.
+    """
     owners: list[tuple[object, dict]] = []
-    for entry in (entry for entries in conds.values() for entry in entries):
-        text = entry["model_conds"]["c_crossattn"]
-        owner = next((owner for embeddings, owner in owners if embeddings is text), entry)
-        owners.append((text, owner))
+    for name, entries in conds.items():
+        for entry in entries:
+            text = entry["model_conds"]["c_crossattn"]
+            owner = next((owner for embeddings, owner in owners if embeddings is text), entry)
+            owners.append((text, owner))
+            yield name, entry, owner
+
+
+def share_phases(conds: dict[str, list[dict]]) -> None:
+    """Gives twins the phase of the text that they carry. In place."""
+    for _, entry, owner in with_owners(conds):
         entry.update({key: owner[key] for key in (RANGE, FROM_STEP, UNTIL_STEP) if key in owner})
 
 
 def find_conditionings(conds: dict[str, list[dict]], subjects: Sequence[Subject]) -> dict[object, Conditioning]:
-    """The conditionings of a run by uuid.
-
-    Where one side is restricted to an area, ComfyUI gives the other a twin: a copy of the restricted entry with the
-    other side's embeddings. It gets a uuid of its own here, and what is said of the entry whose embeddings it has.
-    """
+    """The conditionings of a run by uuid; a twin gets one of its own."""
     identities = [identify(subject) for subject in subjects]
-    found, owners = {}, []
-    for name, entries in conds.items():
-        for cond in entries:
-            if cond["uuid"] in found:
-                cond["uuid"] = uuid4()
-            text = cond["model_conds"]["c_crossattn"]
-            owner = next((owner for embeddings, owner in owners if embeddings is text), cond)
-            owners.append((text, owner))
-            found[cond["uuid"]] = read_conditioning(
-                len(found), owner, text.cond, cond.get("area"), identities, negative="negative" in name
-            )
+    found: dict[object, Conditioning] = {}
+    for name, cond, owner in with_owners(conds):
+        if cond["uuid"] in found:
+            cond["uuid"] = uuid4()
+        text = cond["model_conds"]["c_crossattn"].cond
+        found[cond["uuid"]] = read_conditioning(
+            len(found), owner, text, cond.get("area"), identities, negative="negative" in name
+        )
     return found
 
 
