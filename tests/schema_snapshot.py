@@ -15,7 +15,8 @@ FILE_INPUTS = {
     "MMDiffLoader": {"checkpoint"},
     "MMDiffFaceAnalysisLoader": {"pack"},
     "MMDiffLoadSubject": {"file"},
-    "MMDiffEvaluate": {"clip_model", "dino_model"},
+    "MMDiffAnnotate": {"models"},
+    "MMDiffEvaluate": {"clip_model", "dino_model", "dinov2_model", "face_recogniser", "box_model"},
 }
 
 Snapshot = dict[str, dict[str, list[dict[str, Any]]]]
