@@ -10,7 +10,7 @@ WIDTHS = [640] * 4 + [1280] * 50 + [640] * 6 + [1280] * 10
 RANK, TOKENS = 64, 4
 
 
-def random_sdxl():
+def random_sdxl(dtype):
     """A ModelPatcher of SDXL's real size with small random weights."""
     import comfy.model_base
     import comfy.model_management
@@ -20,7 +20,7 @@ def random_sdxl():
 
     from mmdiff_model.training.memory import UNET
 
-    config = comfy.supported_models.SDXL({**UNET, "dtype": torch.bfloat16})
+    config = comfy.supported_models.SDXL({**UNET, "dtype": dtype})
     torch.manual_seed(0)
     model = comfy.model_base.SDXL(config, device="cpu")
     for parameter in model.diffusion_model.parameters():
@@ -49,17 +49,16 @@ def random_checkpoint():
     return Checkpoint("benchmark", "portrait", None, "benchmark", None, {}, {}, lora)
 
 
-def random_text():
+def random_text(dtype):
     """SDXL's two text encoders with small random weights, and the host's tokenisers."""
     import comfy.sd
     import comfy.sdxl_clip
-    import torch
 
     class Target:
         params: dict = {}
         clip, tokenizer = comfy.sdxl_clip.SDXLClipModel, comfy.sdxl_clip.SDXLTokenizer
 
-    clip = comfy.sd.CLIP(Target, model_options={"dtype": torch.bfloat16})
+    clip = comfy.sd.CLIP(Target, model_options={"dtype": dtype})
     for parameter in clip.cond_stage_model.parameters():
         parameter.data.normal_(std=0.02)
     return clip

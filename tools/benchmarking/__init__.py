@@ -1,0 +1,1 @@
+"""Settings that take turns, and what they cost in seconds and memory: steps, edits and encoders."""
