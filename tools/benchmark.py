@@ -1,6 +1,6 @@
 """What MM-Diff costs: SDXL's UNet, its text encoders and CLIP ViT-L/14 at full size with random weights.
 
-    python tools/benchmark.py [--rounds 8] [--steps 2] [--size 32] [--dtype fp32] [--only steps|edits|encoders]
+    python tools/benchmark.py [--rounds 8] [--steps 2] [--size 32] [--dtype fp32] [--only TABLE]
                               [--json FILE]
 
 Settings take turns in every round, so that drift of the machine meets all alike. Ratios are to the first row of the
@@ -10,7 +10,8 @@ without bf16 instructions needs to show ratios that mean something. On a CPU set
 program at the same time slows both.
 
 Steps share one loaded model with the LoRAs merged, which leaves the plain step what it was and its memory comparable:
-ComfyUI keeps the originals of LoRA-patched weights in RAM, here as with any LoRA. An edit is timed from the execution
+ComfyUI keeps the originals of LoRA-patched weights in RAM, here as with any LoRA. Attentions are all that subjects add
+to a step, without the UNet, whose noise hides it: in ten times as many rounds. An edit is timed from the execution
 of the edited node to the end of the first step. Encoders are timed beside plain passes of the same models.
 """
 
@@ -22,6 +23,7 @@ import sys
 from pathlib import Path
 
 import setup_host
+from benchmarking.attentions import make_attentions
 from benchmarking.edits import make_edits
 from benchmarking.encoders import make_encoders
 from benchmarking.steps import make_steps
@@ -29,6 +31,7 @@ from benchmarking.turns import take_turns
 from random_models import random_checkpoint, random_sdxl
 
 HOST = "MMDIFF_BENCHMARK_HOST"
+TABLES = ("steps", "attentions", "edits", "encoders")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -52,6 +55,8 @@ def main() -> int:
             tables["steps"] = take_turns(make_steps(base, checkpoint, size, args.steps), args.rounds)
         if args.only != "steps":
             tables["edits"] = take_turns(make_edits(base, checkpoint, size), args.rounds)
+    if args.only in (None, "attentions"):
+        tables["attentions"] = take_turns(make_attentions(size, dtype), 10 * args.rounds)
     if args.only in (None, "encoders"):
         tables |= {name: take_turns(settings, args.rounds) for name, settings in make_encoders(dtype).items()}
     print(
@@ -83,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="sampling steps per round and setting")
     parser.add_argument("--size", type=int, help="side of the latent")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights (default: bf16)")
-    parser.add_argument("--only", choices=("steps", "edits", "encoders"), help="one of the three tables")
+    parser.add_argument("--only", choices=TABLES, help="one of the tables")
     parser.add_argument("--json", type=Path, help="also write the table here")
     return parser.parse_args()
 

@@ -26,7 +26,7 @@ def take_turns(settings: list[Setting], rounds: int) -> list[dict]:
             seconds, megabytes = setting.measure()
             setting.seconds.append(seconds)
             setting.megabytes.append(megabytes)
-        line = ", ".join(f"{setting.name} {setting.seconds[-1]:.2f} s" for setting in settings)
+        line = ", ".join(f"{setting.name} {setting.seconds[-1]:.3f} s" for setting in settings)
         print(f"round {number + 1} of {rounds}: {line}", flush=True)
     return table(settings)
 
