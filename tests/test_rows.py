@@ -118,24 +118,31 @@ def test_what_a_previous_patch_keeps_stays_its_own(tiny, ours, text, routing):
     assert kept and all(torch.equal(out, before) for out, before in kept)
 
 
-@pytest.mark.parametrize("routing", [OFF, MASKS])
+@pytest.mark.parametrize("routing", MODES)
 @pytest.mark.parametrize(
     "neighbour",
     [lambda model: model, packs.rows_singly, lambda model: packs.in_tiles(model, 2, HALVES)],
     ids=["plain", "rows_singly", "in_tiles"],
 )
-def test_a_text_for_each_picture(tiny, checkpoint, anna, bert, ours, text, routing, neighbour):
-    """A prompt schedule's conditioning, one text for each picture of the batch: each is as it is alone."""
+def test_a_text_for_each_picture(tiny, checkpoint, anna, bert, ours, text, caplog, routing, neighbour):
+    """A prompt schedule's conditioning, one text for each picture of the batch: each is as it is alone.
+
+    A row by itself does not tell which picture of several it is, so `auto` is `off` there, and says so.
+    """
     other = encode(tiny, checkpoint, [anna, bert], "a man<|subj|> and a woman<|subj|> asleep")
     noise = noise_for(batch=2)
 
-    def pictures(embeddings, noise):
+    def pictures(embeddings, noise, routing=routing):
         positive = [[embeddings, text.positive[0][1]]]
         return sample(neighbour(ours(routing)), replace(text, positive=positive), noise=noise, sigmas=TWO_STEPS)
 
-    texts = [text.positive[0][0], other.positive[0][0]]
-    alone = torch.cat([pictures(own, one) for own, one in zip(texts, noise.split(1), strict=True)])
-    assert distance(pictures(torch.cat(texts), noise), alone) <= FLOOR
+    texts, found = [text.positive[0][0], other.positive[0][0]], routing
+    together = pictures(torch.cat(texts), noise)
+    if routing == AUTO and neighbour is packs.rows_singly:
+        assert "which of the batch's whole pictures they are" in caplog.text
+        found = OFF
+    alone = torch.cat([pictures(own, one, found) for own, one in zip(texts, noise.split(1), strict=True)])
+    assert distance(together, alone) <= FLOOR
     assert distance(pictures(texts[0], noise), alone) > 100 * FLOOR
 
 

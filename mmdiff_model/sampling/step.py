@@ -43,15 +43,6 @@ class Step:
             if 0 < len(subjects) < len(self.lengths):
                 self.tokens[subjects] = torch.isin(owners, torch.tensor(subjects)).nonzero()[:, 0].to(device)
         self.parts.extend(self.group(self.call.rows))
-        for part in self.parts:
-            missing = self.routing.lacks(part) if part.subjects else None
-            if missing:
-                h, w = self.call.size
-                self.say(
-                    f"rows of {w} x {h} latents beside the picture's {self.latent[1]} x {self.latent[0]} do not tell "
-                    f"{missing} (tiles or windows of another node). They are routed 'off', routing "
-                    f"'{self.routing.name}' needs it. Sample without that node, or one subject per pass."
-                )
         return self
 
     @property
@@ -132,6 +123,14 @@ class Step:
         for group in groups:
             parts.append(self.part(slice(start, start + len(group)), group))
             start += len(group)
+        for part in parts:
+            if part.subjects and (missing := self.routing.lacks(part)):
+                h, w = self.call.size
+                self.say(
+                    f"rows of {w} x {h} latents beside the picture's {self.latent[1]} x {self.latent[0]} do not tell "
+                    f"{missing} (tiles, windows or single rows of another node). They are routed 'off', routing "
+                    f"'{self.routing.name}' needs it. Sample without that node, or one subject per pass."
+                )
         return parts
 
     def subjects(self, conditioning: Conditioning | None) -> tuple[int, ...]:
