@@ -54,6 +54,7 @@ def inputs(tiny, checkpoint, anna):
             {"subjects.subject_17": 1},
             "subjects.subject_17: this node has no such input. .*subjects.subject_1 to subject_16",
         ),
+        ({"subjects": 5}, "subjects: got a value of type 'int' for the whole list. Connect to .*subjects.subject_1 to"),
         ({"mmdiff": "x"}, "mmdiff: got a value of type 'str' in place of a link of type MMDIFF"),
         ({"mmdiff": None}, "mmdiff: got nothing in place of a link of type MMDIFF"),
         ({"model": 3}, "model: got a value of type 'int' in place of a link of type MODEL"),
