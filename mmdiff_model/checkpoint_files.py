@@ -40,6 +40,8 @@ class CheckpointError(ValueError):
 
 def read_official(folder: Path) -> dict[str, Tensor]:
     """The three official files -> tensors under their readable names. Raises CheckpointError."""
+    for name in OFFICIAL_FILES:
+        check_readable(folder / name)
     missing = [name for name in OFFICIAL_FILES if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"The folder '{folder.name}' lacks {', '.join(missing)}")
@@ -63,6 +65,7 @@ def read_official(folder: Path) -> dict[str, Tensor]:
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """One file -> tensors and metadata. Raises CheckpointError."""
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -74,6 +77,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(problem, "Update the pack")
     _check_tensors(tensors, path.name)
     return tensors, metadata
+
+
+def check_readable(path: Path) -> None:
+    """Raises CheckpointError on a file or folder without the right to read it, which is not a damaged one."""
+    try:
+        if path.exists():
+            path.open("rb").close()
+    except OSError as error:
+        problem = f"'{path.name}' cannot be read ({error.strerror})"
+        raise CheckpointError(problem, "Give the right to read it") from error
 
 
 def _read_bin(path: Path) -> dict[Any, Any]:

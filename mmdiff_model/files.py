@@ -44,6 +44,18 @@ def write_whole(path: Path, write: Callable[[Path], object], overwrite: bool = T
         flush_folder(path.parent)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the file system refuses meanwhile is raised as OSError with the path and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path}: could not be written ({error}). Free some disk space or fix the folder, then run the same "
+            "command again."
+        ) from error
+
+
 def place_anew(partial: Path, path: Path) -> None:
     """Gives a file its place. Raises FileExistsError where another writer was first."""
     try:

@@ -34,15 +34,22 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return torch.where(torch.sin(angle) > 1e-4, direction * torch.lerp(length_a, length_b, t), torch.lerp(a, b, t))
 
 
+def check_weights(weights: Sequence[float], subjects: int) -> None:
+    """Raises ValueError on more or fewer weights than subjects, one below 0 or not finite, or all 0."""
+    if len(weights) != subjects:
+        raise ValueError(
+            f"weights: got {len(weights)} weights for {subjects} subjects. Give one for each, such as: 1, 0.5"
+        )
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError("weights: they must be 0 or more and not all 0, such as: 1, 0.5")
+
+
 def _blend(
     subjects: Sequence[Subject], weights: Sequence[float], between: Callable[[Tensor, Tensor, float], Tensor]
 ) -> Subject:
-    if len(weights) != len(subjects):
-        raise ValueError(
-            f"weights: got {len(weights)} weights for {len(subjects)} subjects. Give one for each, such as: 1, 0.5"
-        )
-    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-        raise ValueError("weights: they must be 0 or more and not all 0, such as: 1, 0.5")
+    check_weights(weights, len(subjects))
+    _, largest = math.frexp(max(weights))
+    weights = [math.ldexp(weight, -largest) for weight in weights]  # their sum is finite then
     cls, tokens, total = subjects[0].cls, subjects[0].tokens.mean(dim=0), weights[0]
     for subject, weight in zip(subjects[1:], weights[1:], strict=True):
         total += weight

@@ -13,7 +13,8 @@ PLAIN_TRIGGER = "<|subj|>"
 TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
 NAME = re.compile(r"[^|<>\x00-\x1f\x7f-\x9f]{0,200}")  # a name that a trigger can call, or none
 ALMOST = re.compile(r"<\|\s*subj", re.IGNORECASE)  # what a trigger with a typing mistake leaves in the text
-EMBEDDING = re.compile(r"(?:(?<=[\s()])|\A)embedding:\S*\Z")  # a class word that is one; its name ends at white space
+EMBEDDING = re.compile(r"(?:(?<=[()])|\A)embedding:.*", re.DOTALL)  # in a class word; its name ends at white space
+MOST_TRIGGERS = 100  # each is found by the whole prompt's tokens
 NUMBER_DIGITS = 4  # more do not number a subject, and Python refuses to read some thousands
 QUOTED, BEFORE, AFTER = 200, 30, 16  # characters of a prompt, and around a place in it, that an error quotes
 WHERE = (
@@ -55,9 +56,16 @@ def class_word_ends(prompt: str) -> list[int]:
     for match, end in zip(TRIGGER.finditer(prompt), ends, strict=True):
         if not end:
             raise PromptError(prompt, "a trigger has no word before it", match.start())
-        if not _is_of_a_word(text[end - 1]) and not EMBEDDING.search(text, 0, end):
+        if not _is_of_a_word(text[end - 1]) and not embedding_before(text, end):
             raise PromptError(prompt, "a trigger stands after a punctuation mark, not after a word", match.start())
     return ends
+
+
+def embedding_before(text: str, end: int) -> str:
+    """The embedding whose name ends there, such as embedding:friend, or "" where another word does."""
+    word = re.split(r"\s", text[:end])[-1]
+    found = EMBEDDING.search(word)
+    return found[0] if found else ""
 
 
 def _is_of_a_word(char: str) -> bool:
@@ -93,12 +101,14 @@ def _weight_start(text: str, end: int) -> int:
 def check_triggers(prompt: str, subjects: int) -> None:
     """What can be said of a prompt before the subjects are known, but for their number.
 
-    Raises PromptError without a trigger, with more plain ones than subjects, on an unknown number, a mistyped one, and
-    on one without a word before it.
+    Raises PromptError without a trigger, with too many, with more plain ones than subjects, on an unknown number, a
+    mistyped one, and on one without a word before it.
     """
     found = list(TRIGGER.finditer(prompt))
     if not found:
         raise PromptError(prompt, "there is no trigger")
+    if len(found) > MOST_TRIGGERS:
+        raise PromptError(prompt, f"there are more than {MOST_TRIGGERS} triggers", found[MOST_TRIGGERS].start())
     plain = [match for match in found if match[1] is None]
     if len(plain) > subjects:
         place = plain[subjects].start()

@@ -94,6 +94,10 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         return header.get("__metadata__") or {}, tensors
     except SubjectFileError:
         raise
+    except OSError as error:
+        raise SubjectFileError(
+            f"'{path.name}' cannot be read ({error.strerror})", "Give the right to read it"
+        ) from error
     except Exception as error:  # besides its own, the library raises what its parsers and PyTorch raise
         raise SubjectFileError(f"'{path.name}' is truncated or not a .safetensors file") from error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .lora import add_lora, text_patches
-from .prompt import EMBEDDING, TRIGGER, PromptError, class_word_ends, strip_triggers, trigger_subjects
+from .prompt import TRIGGER, PromptError, class_word_ends, embedding_before, strip_triggers, trigger_subjects
 from .schedule import Schedule
 from .subject import Subject, identify
 
@@ -111,12 +111,13 @@ def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[s
         raise PromptError(prompt, f"{MARKER} is the text encoders' own start mark and cannot stand as a word")
     words = {key: [] for key in ENCODERS}
     for subject, match, end in zip(subjects, TRIGGER.finditer(prompt), class_word_ends(prompt), strict=True):
-        marked = tokenize(clip, text[:end] + (f" {MARKER}" if EMBEDDING.search(text[:end]) else MARKER) + text[end:])
+        embedding = embedding_before(text, end)
+        marked = tokenize(clip, text[:end] + (f" {MARKER}" if embedding else MARKER) + text[end:])
         for key in ENCODERS:
             tokens = [token for _, token in _real_tokens(marked[key])]
             before = tokens[: next((i for i, token in enumerate(tokens) if _is_marker(token)), 0)]
             try:
-                chunk, position = _last_token(clip, text[:end], before, clean[key])
+                chunk, position = _last_token(clip, embedding, before, clean[key])
             except ValueError as error:
                 raise PromptError(prompt, str(error), match.start()) from None
             words[key].append(ClassWord(subject, chunk, position))
@@ -154,12 +155,14 @@ def _is_marker(token: int | Tensor) -> bool:
     return not torch.is_tensor(token) and token == MARKER_ID
 
 
-def _last_token(clip: CLIP, word: str, before: list, clean: list) -> tuple[int, int]:
-    """Chunk and position of the token that ends `word`, the text up to the marker; ValueError says what is wrong."""
+def _last_token(clip: CLIP, embedding: str, before: list, clean: list) -> tuple[int, int]:
+    """Chunk and position of the token that ends the text before the marker; ValueError says what is wrong.
+
+    embedding: the one that this text ends with, or ""."""
     if not before:
         raise ValueError("a trigger has no word before it")
-    if not torch.is_tensor(before[-1]) and (name := EMBEDDING.search(word)):
-        raise ValueError(f"a trigger follows {name[0]}, which ComfyUI does not find and leaves out of the prompt")
+    if embedding and not torch.is_tensor(before[-1]):
+        raise ValueError(f"a trigger follows {embedding}, which ComfyUI does not find and leaves out of the prompt")
     shared = next((i for i, (a, (_, b)) in enumerate(zip(before, clean, strict=False)) if not _same(a, b)), len(before))
     shared = min(shared, len(clean))
     if shared < len(before):

@@ -15,7 +15,8 @@ from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor, nn
 
-from .folders import find, plain_name, register
+from .checks import check_option, checked, validation
+from .folders import find, plain_name, register, shown, writing
 from .images import photos_from
 
 FOLDER = register("mmdiff_annotation", ".json")
@@ -76,15 +77,16 @@ class MMDiffAnnotate(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, images: Tensor, models: str, words: str, name: str) -> io.NodeOutput:
         from ..mmdiff_model.annotation.annotator import Annotator
         from ..mmdiff_model.annotation.sheet import draw_sheet
-        from ..mmdiff_model.annotation.words import Rejected, parse_words
+        from ..mmdiff_model.annotation.words import Rejected
         from ..mmdiff_model.annotation.writers import FolderWriter
 
         photos = [(photo * 255).round().byte().numpy() for photo in photos_from(images)]
         folder = data_folder(name)
-        annotator = Annotator.load(model_places(models), parse_words(words), place, half_precision())
+        annotator = Annotator.load(model_places(models), words_of(words), place, half_precision())
         writer, results = FolderWriter(folder), []
         bar = comfy.utils.ProgressBar(len(photos))
         for start in range(0, len(photos), BATCH):
@@ -93,11 +95,12 @@ class MMDiffAnnotate(io.ComfyNode):
             names = [f"picture_{hashlib.sha256(photo.tobytes()).hexdigest()[:16]}" for photo in batch]
             pictures = [Image.fromarray(photo) for photo in batch]
             for number, result in enumerate(annotator.annotate(names, pictures, [None] * len(batch))):
-                if isinstance(result, Rejected):
-                    logger.warning("MM-Diff: picture %d passed over: %s", start + number + 1, result)
-                    (folder / f"{names[number]}.json").unlink(missing_ok=True)  # of an earlier run
-                else:
-                    writer.write(result)
+                with writing("name", folder / names[number]):
+                    if isinstance(result, Rejected):
+                        logger.warning("MM-Diff: picture %d passed over: %s", start + number + 1, result)
+                        (folder / f"{names[number]}.json").unlink(missing_ok=True)  # of an earlier run
+                    else:
+                        writer.write(result)
                 results.append(result)
             bar.update(len(batch))
         rejected = [result for result in results if isinstance(result, Rejected)]
@@ -105,6 +108,23 @@ class MMDiffAnnotate(io.ComfyNode):
             raise ValueError(nothing_found(rejected))
         sheet = torch.from_numpy(np.array(draw_sheet(photos, results))).float()[None] / 255
         return io.NodeOutput(data_name(folder), sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+    @classmethod
+    def validate_inputs(cls, models=None, words=None, name=None) -> bool | str:
+        return validation(
+            lambda: check_option("models", models, model_sets()),
+            lambda: words is None or words_of(words),
+            lambda: name is None or data_folder(name),
+        )
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The class words, each once; none of an empty text. Raises ValueError on a text without any."""
+    from ..mmdiff_model.annotation.words import parse_words
+
+    if not (words := parse_words(text)) and text.strip():
+        raise ValueError(f"words: '{shown(text)}' names none. Write class words, such as: dog, cat, or leave it empty.")
+    return words
 
 
 def model_places(models: str) -> list[Path]:

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_model.checkpoint import OFFICIAL_FILES, load_checkpoint, save_checkpoint
 from .checks import checked, validation
-from .folders import file_name, find, new_file, register, state_of
+from .folders import file_name, find, new_file, register, state_of, writing
 from .sockets import MMDiff, mmdiff_input
 
 FOLDER = register("mmdiff", ".safetensors", ".bin")
@@ -82,9 +82,11 @@ class MMDiffSaveCheckpoint(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, mmdiff, filename: str) -> io.NodeOutput:
         path = new_file(FOLDER, filename)
-        save_checkpoint(mmdiff, path, overwrite=False)
+        with writing("filename", path):
+            save_checkpoint(mmdiff, path, overwrite=False)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
 
     @classmethod

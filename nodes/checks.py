@@ -10,9 +10,17 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 
 from comfy_api.latest import io
+from torch import Tensor
+
+from ..mmdiff_model.checkpoint import Checkpoint
+from ..mmdiff_model.subject import Subject
 
 PACK = __name__.rpartition(".nodes.")[0]
 NOT_CONNECTED = object()
+TAKES = {"MMDIFF": Checkpoint, "MMDIFF_SUBJECT": Subject, "IMAGE": Tensor, "MASK": Tensor}
+JUDGES = {"clip_model", "dino_model", "dinov2_model", "face_recogniser", "box_model"}
+FILES = {"checkpoint", "file", "pack", "models", *JUDGES}
+JSON = str | int | float | list | dict  # what a prompt holds in place of a link
 
 
 def validation(*checks: Callable[[], object]) -> bool | str:
@@ -26,12 +34,12 @@ def validation(*checks: Callable[[], object]) -> bool | str:
 
 
 def checked(execute: Callable) -> Callable:
-    """Decorates a node's execute: linked numbers are held to their input's limits, and errors of the pack's own classes
-    are raised as the built-in class they are, since the front end shows where a class is."""
+    """Decorates a node's execute: what arrives is checked by its schema, and errors of the pack's own classes are
+    raised as the built-in class they are, since the front end shows where a class is."""
 
     @wraps(execute)
     def run(cls, *args, **inputs):
-        check_limits(cls, inputs)
+        check_inputs(cls.define_schema(), inputs)
         try:
             return execute(cls, *args, **inputs)
         except Exception as error:
@@ -43,16 +51,59 @@ def checked(execute: Callable) -> Callable:
     return run
 
 
-def check_limits(node: type[io.ComfyNode], inputs: dict[str, object]) -> None:
-    """Raises ValueError naming a number outside of its input's limits, or NaN. ComfyUI checks what is written in a node
-    alone, not what is linked to it."""
-    for given in node.define_schema().inputs:
-        value = inputs.get(given.id)
-        if isinstance(given, (io.Int.Input, io.Float.Input)) and isinstance(value, (int, float)):
-            low = -math.inf if given.min is None else given.min
-            high = math.inf if given.max is None else given.max
-            if not low <= value <= high:
-                raise ValueError(f"{given.id}: {value} is not within {low} to {high}. Give a number that is.")
+def check_inputs(schema: io.Schema, inputs: dict[str, object]) -> None:
+    """Raises ValueError naming an input that is not in the schema, or that holds what it does not take. ComfyUI checks
+    what is written in a widget alone, not what a link brings, nor what a prompt has in a link's place."""
+    known = {given.id: given for given in schema.inputs}
+    for name, value in inputs.items():
+        if name not in known:
+            raise ValueError(f"{name}: this node has no such input. Leave it out; it has {names_of(schema) or 'none'}.")
+        given = known[name]
+        if isinstance(given, io.Autogrow.Input):
+            if not isinstance(value, dict):
+                raise ValueError(f"{name}: got {kind_of(value)} for the whole list. Connect to {names_of(schema)}.")
+            for slot, one in value.items():
+                if one is not None:
+                    check_input(f"{name}.{slot}", given.template.input, one)
+        elif value is not None or not given.optional:
+            check_input(name, given, value)
+
+
+def names_of(schema: io.Schema) -> str:
+    """The names of a node's inputs, those of a growing list by its first and last."""
+    lists = {
+        given.id: f"{given.id}.{given.template.names[0]} to {given.template.names[-1]}"
+        for given in schema.inputs
+        if isinstance(given, io.Autogrow.Input)
+    }
+    return ", ".join(lists.get(given.id, given.id) for given in schema.inputs)
+
+
+def check_input(name: str, given: io.Input, value: object) -> None:
+    """Raises ValueError naming the input unless it takes the value: a number within its limits, a text, a choice of its
+    own, or what its socket is for."""
+    if isinstance(given, io.Int.Input | io.Float.Input):
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name}: got {kind_of(value)} in place of a number. Give a number.")
+        low = -math.inf if given.min is None else given.min
+        high = math.inf if given.max is None else given.max
+        if not low <= value <= high:
+            raise ValueError(f"{name}: {value} is not within {low} to {high}. Give a number that is.")
+    elif isinstance(given, io.String.Input) and not isinstance(value, str):
+        raise ValueError(f"{name}: got {kind_of(value)} in place of a text. Write or link a text.")
+    elif isinstance(given, io.Combo.Input):
+        if name not in FILES:  # whatever looks for these says more
+            check_option(name, value, given.options)
+    elif not isinstance(given, io.WidgetInput):
+        kind = given.get_io_type()
+        if value is None or isinstance(value, JSON) or not isinstance(value, TAKES.get(kind, object)):
+            raise ValueError(
+                f"{name}: got {kind_of(value)} in place of a link of type {kind}. Connect a node's output."
+            )
+
+
+def kind_of(value: object) -> str:
+    return "nothing" if value is None else f"a value of type '{type(value).__name__}'"
 
 
 def check_range(start_percent: float | None, end_percent: float | None) -> None:

@@ -79,6 +79,7 @@ class MMDiffDemoCharacter(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, word: str, seed: int, photos: int = 1) -> io.NodeOutput:
         random = Random(f"demo {word} {seed}")
         look = sample_look(random, held_out=True, word=word)

@@ -9,6 +9,7 @@ from ..mmdiff_model.checkpoint import Checkpoint
 from ..mmdiff_model.faces import WHICH, detect
 from ..mmdiff_model.subject import Face, Subject, encode_subject
 from ..mmdiff_model.vision import pad_to_square, resize, segment
+from .checks import checked
 from .images import masks_from, photos_from
 from .sockets import FACE_SOCKETS, MMDiffSubject, mmdiff_input
 
@@ -88,6 +89,7 @@ class MMDiffEncodeSubject(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         mmdiff,

@@ -14,8 +14,8 @@ from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces, uns
 from ..mmdiff_model.evaluation.picture import draw_report
 from ..mmdiff_model.evaluation.recogniser import Recogniser, load_recogniser
 from ..mmdiff_model.evaluation.similarity import evaluate, plain_prompt
-from .checks import NOT_CONNECTED, check_option, validation
-from .folders import find, plain_name, register
+from .checks import NOT_CONNECTED, check_option, checked, validation
+from .folders import find, plain_name, register, writing
 from .images import photos_from
 from .sockets import FACE_SOCKETS, MAX_SUBJECTS
 
@@ -135,6 +135,7 @@ class MMDiffEvaluate(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         images: Tensor,
@@ -185,7 +186,9 @@ class MMDiffEvaluate(io.ComfyNode):
             boxes=boxes,
             words=looked_for,
         )
-        report.save(report_path(filename_prefix, *images.shape[2:0:-1]))
+        path = report_path(filename_prefix, *images.shape[2:0:-1])
+        with writing("filename_prefix", path):
+            report.save(path)
         sheet = draw_report(report, pictures, list(subjects.values()))[None]
         return io.NodeOutput(report.table(), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 

@@ -6,6 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..mmdiff_model.faces import PROVIDERS, load_face_analysis
+from .checks import checked
 
 FOLDER = "insightface"
 RELEASED_PACK = "buffalo_l"
@@ -60,5 +61,6 @@ class MMDiffFaceAnalysisLoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, pack: str, provider: str) -> io.NodeOutput:
         return io.NodeOutput(load_face_analysis(pack_root(pack), pack, provider))

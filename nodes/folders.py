@@ -4,7 +4,10 @@ They are models/mmdiff for checkpoints, mmdiff_subjects for subject files, mmdif
 annotate, and mmdiff_evaluation for those that judge.
 """
 
+import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
@@ -75,8 +78,16 @@ def state_of(folder: str, name: str | None, source: str) -> str:
     if name is None:
         return ""
     path = find(folder, name, source)
-    stats = [(file.name, file.stat()) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    stats = [(file.name, stat_of(file)) for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     return " ".join(f"{name} {stat.st_mtime_ns} {stat.st_size} {stat.st_ino}" for name, stat in stats)
+
+
+def stat_of(file: Path) -> os.stat_result:
+    """Of what a link leads to, or of a link that leads to nothing."""
+    try:
+        return file.stat()
+    except OSError:
+        return file.lstat()
 
 
 def file_name(filename: str) -> str:
@@ -88,8 +99,24 @@ def new_file(folder: str, filename: str, overwrite: bool = False) -> Path:
     """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError."""
     root = Path(folder_paths.get_folder_paths(folder)[0])
     path = root / file_name(filename)
-    if path.exists() and not overwrite:
+    if path.is_dir():
+        raise FileExistsError(f"filename: '{path.name}' is a folder in {root}. Choose another name.")
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(
             f"filename: '{path.name}' is already in {root}. Choose another name, or delete or overwrite that file."
         )
     return path
+
+
+@contextmanager
+def writing(source: str, path: Path) -> Iterator[None]:
+    """What the file system refuses meanwhile is raised as OSError naming the input `source` and the place."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise FileExistsError(f"{source}: {error}") from error
+    except OSError as error:
+        raise OSError(
+            f"{source}: '{path.name}' could not be written to {path.parent} ({error.strerror or error}). Free some "
+            "disk space or make the folder writable, then queue the workflow again."
+        ) from error

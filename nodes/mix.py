@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..mmdiff_model.mixing import join_tokens, spherical, weighted_mean
-from .checks import check_option, validation
+from ..mmdiff_model.mixing import check_weights, join_tokens, spherical, weighted_mean
+from .checks import check_option, checked, validation
 from .sockets import MMDiffSubject, connected_subjects, subjects_input
 
 MODES = ALL_TOKENS, WEIGHTED, SPHERICAL = "all tokens (as released)", "weighted mean", "spherical"
@@ -37,8 +37,9 @@ class MMDiffMixSubjects(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, subjects: io.Autogrow.Type, mode: str, weights: str) -> io.NodeOutput:
-        found = connected_subjects(subjects)
+        found = connected_subjects(subjects, may_share_names=True)
         if mode == ALL_TOKENS:
             return io.NodeOutput(join_tokens(found))
         numbers = parse_weights(weights) or [1.0] * len(found)
@@ -46,8 +47,11 @@ class MMDiffMixSubjects(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, subjects=None, mode=None, weights=None) -> bool | str:
-        used = mode in (WEIGHTED, SPHERICAL) and weights is not None
-        return validation(lambda: check_option("mode", mode, MODES), lambda: used and parse_weights(weights))
+        used = mode in (WEIGHTED, SPHERICAL) and weights is not None and subjects is not None
+        return validation(
+            lambda: check_option("mode", mode, MODES),
+            lambda: used and (numbers := parse_weights(weights)) and check_weights(numbers, len(subjects)),
+        )
 
 
 def parse_weights(text: str) -> list[float]:

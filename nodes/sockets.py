@@ -30,10 +30,13 @@ def subjects_input(minimum: int = 1) -> io.Input:
     )
 
 
-def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoint | None = None) -> list[Subject]:
+def connected_subjects(
+    subjects: dict[str, Subject | None], checkpoint: Checkpoint | None = None, may_share_names: bool = False
+) -> list[Subject]:
     """The connected subjects in the order of their sockets.
 
-    Raises ValueError without any, with one of another checkpoint's space or sizes, or with a name used twice.
+    Raises ValueError without any, with one of another checkpoint's space or sizes, or with a name used twice, which is
+    one that a prompt cannot call.
     """
     connected = {name: subject for name, subject in subjects.items() if subject is not None}
     if not connected:
@@ -57,7 +60,7 @@ def connected_subjects(subjects: dict[str, Subject | None], checkpoint: Checkpoi
             raise ValueError(
                 f"subjects.{name}: this subject has the sizes {shape}, the {owner} {wanted}. Encode its photos again."
             )
-        if subject.name and subject.name in seen:
+        if subject.name and subject.name in seen and not may_share_names:
             raise ValueError(
                 f"subjects.{name}: the name '{subject.name}' is used twice. Give each subject its own name."
             )

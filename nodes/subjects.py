@@ -12,7 +12,7 @@ from ..mmdiff_model.regions import expand_region, feather_region
 from ..mmdiff_model.subject_file import load_subject, save_subject
 from .apply import range_inputs
 from .checks import check_range, checked, validation
-from .folders import file_name, find, new_file, register, shown, state_of
+from .folders import file_name, find, new_file, register, shown, state_of, writing
 from .images import check_mask
 from .sockets import MMDiffSubject
 
@@ -172,9 +172,11 @@ class MMDiffSaveSubject(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, subject, filename: str, overwrite: bool) -> io.NodeOutput:
         path = new_file(FOLDER, filename, overwrite)
-        save_subject(subject, path, overwrite)
+        with writing("filename", path):
+            save_subject(subject, path, overwrite)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
 
     @classmethod

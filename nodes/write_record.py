@@ -1,11 +1,14 @@
 """A record of training data from a picture, masks made in the graph, and a caption."""
 
 import hashlib
+from collections.abc import Sequence
 
 from comfy_api.latest import io
 from torch import Tensor, nn
 
 from .annotate import DATA, data_folder, data_name
+from .checks import checked, validation
+from .folders import writing
 from .images import check_mask, photos_from
 
 
@@ -43,29 +46,28 @@ class MMDiffWriteRecord(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image: Tensor, mask: Tensor, words: str, caption: str, name: str) -> io.NodeOutput:
         from ..mmdiff_model.annotation.annotator import record_of
-        from ..mmdiff_model.annotation.words import Rejected, place_words, split_words
+        from ..mmdiff_model.annotation.words import Rejected
         from ..mmdiff_model.annotation.writers import FolderWriter
 
         photos = photos_from(image, "image")
-        words = split_words(words)
-        captions = captions_of(caption, len(photos))
+        words = words_of(words)
+        lines = captions_of(caption, len(photos))
+        placed = places_of(words, lines)
         masks = check_mask("mask", mask)
-        if not words:
-            raise ValueError("words: there are none. Name the class word that the mask covers, such as: dog.")
         if len(masks) != len(photos) * len(words):
             raise ValueError(
                 f"mask: every word of every picture takes a mask, which makes {len(photos) * len(words)}, but the "
                 f"number of masks is {len(masks)}. Connect a mask for each."
             )
         folder, records = data_folder(name), []
-        for number, (photo, text) in enumerate(zip(photos, captions, strict=True), start=1):
+        for number, (photo, text, phrases) in enumerate(zip(photos, lines, placed, strict=True), start=1):
             own = masks[(number - 1) * len(words) : number * len(words)]
             own = nn.functional.interpolate(own[:, None], photo.shape[:2], mode="bilinear")[:, 0] > 0.5
             if not own.flatten(1).any(dim=1).all():
                 raise ValueError(f"mask: a mask of picture {number} is empty. Paint the subject that its word names.")
-            phrases = place_words(text, words)
             pixels = (photo * 255).round().byte().numpy()
             code = hashlib.sha256(pixels.tobytes() + own.numpy().tobytes() + f"{words} {text}".encode()).hexdigest()
             record = record_of(f"record_{code[:16]}", pixels, text, phrases, own.numpy())
@@ -74,13 +76,46 @@ class MMDiffWriteRecord(io.ComfyNode):
             records.append(record)
         writer = FolderWriter(folder)
         for record in records:
-            writer.write(record)
+            with writing("name", folder / record.name):
+                writer.write(record)
         return io.NodeOutput(data_name(folder))
+
+    @classmethod
+    def validate_inputs(cls, words=None, caption=None, name=None) -> bool | str:
+        return validation(
+            lambda: words is None or words_of(words),
+            lambda: caption is None or lines_of(caption),
+            lambda: None in (words, caption) or places_of(words_of(words), lines_of(caption)),
+            lambda: name is None or data_folder(name),
+        )
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The class words, in their order. Raises ValueError without any."""
+    from ..mmdiff_model.annotation.words import split_words
+
+    if not (words := split_words(text)):
+        raise ValueError("words: there are none. Name the class word that the mask covers, such as: dog.")
+    return words
+
+
+def places_of(words: Sequence[str], lines: Sequence[str]) -> list:
+    """The words where they stand in each caption. Raises ValueError where one does not."""
+    from ..mmdiff_model.annotation.words import place_words
+
+    return [place_words(line, words) for line in lines]
+
+
+def lines_of(caption: str) -> list[str]:
+    """The captions, a line each. Raises ValueError without any."""
+    if not (lines := [" ".join(line.split()) for line in caption.splitlines() if line.strip()]):
+        raise ValueError("caption: it is empty. Write what the picture shows, with the word of each mask.")
+    return lines
 
 
 def captions_of(caption: str, pictures: int) -> list[str]:
     """A caption for each picture: a line of its own, or the one that serves all. Raises ValueError."""
-    lines = [" ".join(line.split()) for line in caption.splitlines() if line.strip()]
+    lines = lines_of(caption)
     if len(lines) not in (1, pictures):
         raise ValueError(
             f"caption: it has {len(lines)} lines for {pictures} pictures. Write one line for all, or one for each."

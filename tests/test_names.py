@@ -8,6 +8,7 @@ from mm_diff_pack.nodes import checkpoints, evaluate, folders, subjects, train
 
 from helpers import random_subject
 from mmdiff_model.prompt import trigger_subjects
+from tiny_pack.checkpoint import write_official_checkpoint
 
 GOOD = [
     "anna",
@@ -136,3 +137,16 @@ def test_nothing_is_read_outside_the_folder(output, name):
         checkpoints.MMDiffLoader.execute(name, False)
     with pytest.raises(FileNotFoundError, match="^file: '.*' is no longer in "):
         subjects.MMDiffLoadSubject.execute(name)
+
+
+def test_a_broken_link_beside_official_files_hides_nothing(output, checkpoint):
+    """Nor one that leads to itself: the folder is found, and its state changes with the links."""
+    folder = output / "mmdiff" / "portrait"
+    write_official_checkpoint(folder)
+    before = folders.state_of(checkpoints.FOLDER, "portrait", "checkpoint")
+    (folder / "notes.bin").symlink_to(output / "gone")
+    (folder / "loop.bin").symlink_to(folder / "loop.bin")
+    after = folders.state_of(checkpoints.FOLDER, "portrait", "checkpoint")
+    assert before in after and "notes.bin" in after and "loop.bin" in after
+    loaded = checkpoints.MMDiffLoader.execute(checkpoint="portrait", text_encoder_2_lora=False).args[0]
+    assert loaded.hash == checkpoint.hash

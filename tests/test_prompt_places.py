@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from helpers import random_subject
-from mmdiff_model.prompt import TRIGGER, PromptError, strip_triggers, trigger_subjects
+from mmdiff_model.prompt import (
+    MOST_TRIGGERS,
+    TRIGGER,
+    PromptError,
+    embedding_before,
+    strip_triggers,
+    trigger_subjects,
+)
 from mmdiff_model.text import ENCODERS, encode_text, find_class_words
 from prompt_oracle import places
 
@@ -205,6 +212,25 @@ def test_thirty_thousand_parentheses_take_less_than_a_second(tiny):
         with pytest.raises(PromptError):
             found_places(tiny, f"a man{mess}<|subj|>,<|subj|>")
         assert time.process_time() - start < 1, mess[:10]
+
+
+def test_a_hundred_triggers_and_no_more(tiny):
+    """Each costs a reading of the whole prompt: six hundred took seconds."""
+    places = found_places(tiny, "a man<|subj:1|> " * MOST_TRIGGERS)
+    assert len(places["l"]) == len(set(places["l"])) == MOST_TRIGGERS
+    for prompt in ("a man<|subj:1|> " * 640, "a man<|subj|> " * (MOST_TRIGGERS + 1)):
+        start = time.process_time()
+        with pytest.raises(PromptError, match="there are more than 100 triggers at"):
+            found_places(tiny, prompt)
+        assert time.process_time() - start < 0.5
+
+
+def test_a_text_of_embeddings_takes_no_longer_than_others(tiny):
+    prompt = "(embedding:" * 3000 + "man<|subj|>"
+    start = time.process_time()
+    for _ in range(100):
+        assert embedding_before(strip_triggers(prompt), 11 * 3000 + 3) == prompt[1:-8]
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 Checkpoint and subject files, prompts, masks, names and workflows are made by hypothesis. Each must be right or refused
 by an error of ours; no crash, no hang, no memory beyond a bound, no file outside its folder. With --atheris, where it
 is installed, one kind is tried for ever with cases that reach new code. The last line has the figures; the exit status
-is 1 if anything was found. Needs ComfyUI in COMFYUI_PATH, .host/ComfyUI or around the repository, and hypothesis.
+is 1 if anything was found; --progress tells how far it is. Needs ComfyUI in COMFYUI_PATH, .host/ComfyUI or around the
+repository, and hypothesis.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import importlib.util
 import json
@@ -20,16 +20,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 KINDS = ("checkpoints", "subjects", "prompts", "masks", "names", "workflows")
-SHARES = {"checkpoints": 0.2, "subjects": 0.2, "prompts": 0.1, "masks": 0.2, "names": 0.2, "workflows": 0.1}
-HANG_SECONDS, MEMORY_BOUND = 60, 1 << 30
-BUILD_SECONDS = 300
+SHARES = {"checkpoints": 0.1, "subjects": 0.3, "prompts": 0.1, "masks": 0.15, "names": 0.2, "workflows": 0.15}
+BUILD_SECONDS, MEMORY_BOUND = 300, 1 << 30
 
 
 def main() -> int:
@@ -38,6 +36,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--json", type=Path, help="also writes the figures and all findings here")
+    parser.add_argument("--progress", action="store_true", help="prints a line after every thousand cases")
     parser.add_argument("--atheris", action="store_true", help="the first of --kinds, guided by coverage, for ever")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -78,8 +77,12 @@ def work(options: argparse.Namespace) -> int:
     logging.disable(logging.CRITICAL)
     prepare()
     from fuzzing.checkpoints import Checkpoints
-    from fuzzing.inputs import Masks, Names, Prompts, Workflows
+    from fuzzing.masks import Masks
+    from fuzzing.names import Names
+    from fuzzing.prompts import Prompts
     from fuzzing.subjects import Subjects
+    from fuzzing.tally import Tally
+    from fuzzing.workflows import Workflows
 
     classes = (Checkpoints, Subjects, Prompts, Masks, Names, Workflows)
     targets = {name: kind for name, kind in zip(KINDS, classes, strict=True) if name in options.kinds.split(",")}
@@ -88,12 +91,18 @@ def work(options: argparse.Namespace) -> int:
     made = {name: kind(sandbox) for name, kind in targets.items()}
     if options.atheris:
         return guided(made[options.kinds.split(",")[0]])
-    tally = Tally(options.work)
     whole = sum(SHARES[name] for name in made)
-    for name, target in made.items():
-        tally.run(name, target, max(1, round(options.cases * SHARES[name] / whole)), options.seed)
+    counts = {name: max(1, round(options.cases * SHARES[name] / whole)) for name in made}
+    tally, told = Tally(options.work), time.monotonic()
+    for name, count in counts.items():
+        for done in tally.run(name, made[name], count, options.seed):
+            (options.work / "figures.json").write_text(json.dumps(tally.figures()))
+            if options.progress:
+                seconds = time.monotonic() - told
+                print(
+                    f"{name}: {done} of {count} cases, {seconds:.0f} s, {tally.findings or 'nothing found'}", flush=True
+                )
     figures = tally.figures()
-    (options.work / "figures.json").write_text(json.dumps(figures))
     faulthandler.cancel_dump_traceback_later()
     return int(bool(figures["findings"]) or figures["outside"] > 0 or figures["memory_mb"] > MEMORY_BOUND >> 20)
 
@@ -113,78 +122,6 @@ def prepare() -> None:
     spec.loader.exec_module(module)
     for name in [name for name in sys.modules if name.startswith("mm_diff_pack.mmdiff_model")]:
         sys.modules[name.removeprefix("mm_diff_pack.")] = sys.modules[name]
-
-
-class Tally:
-    """Counts how cases end, and keeps the shortest case of each finding."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.outcomes: Counter[str] = Counter()
-        self.by_kind: dict[str, Counter[str]] = {}
-        self.findings: dict[tuple[str, str, str], dict] = {}
-        self.slowest = 0.0
-        self.outside: set[str] = set()
-        self.memory = peak_memory()
-
-    def run(self, kind: str, target, cases: int, seed: int) -> None:
-        from hypothesis import HealthCheck, Phase, given, settings
-        from hypothesis import seed as seeded
-
-        self.by_kind[kind] = Counter()
-        left = cases
-        while left > 0:  # hypothesis ends early where it has seen every case
-            before = sum(self.by_kind[kind].values())
-            limits = settings(
-                max_examples=left, deadline=None, database=None, phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            )  # fmt: skip
-            test = seeded(seed + left)(limits(given(target.cases)(lambda case: self.one(kind, target, case))))
-            test()
-            done = sum(self.by_kind[kind].values()) - before
-            left -= done
-        if outside := {file.name for file in self.folder.iterdir()} - {"sandbox"}:
-            self.outside |= outside
-
-    def one(self, kind: str, target, case) -> None:
-        from fuzzing.outcome import judge
-
-        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-        started = time.perf_counter()
-        try:
-            outcome, what = target(case), ""
-        except Exception as error:
-            outcome, what = judge(error)
-        self.slowest = max(self.slowest, time.perf_counter() - started)
-        self.outcomes[outcome] += 1
-        self.by_kind[kind][outcome] += 1
-        if what:
-            finding = self.findings.setdefault((kind, outcome, what.partition(": ")[0]), {"count": 0, "case": None})
-            finding["count"] += 1
-            shown = ascii(case)[:1000]
-            if finding["case"] is None or len(shown) < len(finding["case"]):
-                finding |= {"kind": kind, "outcome": outcome, "what": what, "case": shown}
-
-    def figures(self) -> dict:
-        return {
-            "cases": sum(self.outcomes.values()),
-            "outcomes": dict(self.outcomes),
-            "by_kind": {kind: dict(counts) for kind, counts in self.by_kind.items()},
-            "findings": sorted(self.findings.values(), key=lambda finding: -finding["count"]),
-            "slowest": round(self.slowest, 2),
-            "memory_mb": (peak_memory() - self.memory) >> 20,
-            "outside": len(self.outside),
-        }
-
-
-def peak_memory() -> int:
-    """Bytes that this process has held at most; 0 where the system does not say."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    return 0
 
 
 def guided(target) -> int:

@@ -8,6 +8,9 @@ import sys
 
 import setup_host
 
+# two processes, each a file of tests at a time: more of them need more memory than they save time
+EVERYTHING = ["-q", "--numprocesses=2", "--dist=loadfile"]
+
 
 def main() -> int:
     """The exit status of pytest, which is a failure too where it found no test; 1 if setting up failed."""
@@ -15,7 +18,7 @@ def main() -> int:
     if host is None:
         return 1
     environment = {**os.environ, "COMFYUI_PATH": str(host.comfyui)}
-    command = [host.python, "-m", "pytest", *(sys.argv[1:] or ["-q"])]
+    command = [host.python, "-m", "pytest", *(sys.argv[1:] or EVERYTHING)]
     status = subprocess.run(command, cwd=setup_host.ROOT, env=environment).returncode
     print("All tests passed." if status == 0 else f"The tests failed (pytest's exit status {status}).", flush=True)
     return status

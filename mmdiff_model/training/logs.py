@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import write_whole
+from ..files import naming, write_whole
 from .loop import Figures
 
 CSV_FILE, BOARD_FOLDER = "log.csv", "tensorboard"
@@ -22,12 +22,13 @@ class CsvLog:
     def write(self, step: int, figures: Figures) -> None:
         """Adds a step. Raises OSError."""
         fresh = not self.path.is_file()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", newline="") as file:
-            rows = csv.writer(file)
-            if fresh:
-                rows.writerow(["step", *figures])
-            rows.writerow([step, *figures.values()])
+        with naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", newline="") as file:
+                rows = csv.writer(file)
+                if fresh:
+                    rows.writerow(["step", *figures])
+                rows.writerow([step, *figures.values()])
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every row."""
@@ -64,9 +65,12 @@ class Log:
 
 
 def keep_steps(path: Path, last: int) -> None:
-    """Drops the rows of a log.csv beyond step `last`."""
+    """Drops the rows of a log.csv beyond step `last`, and one that a kill or a full disk has cut off."""
     if not path.is_file():
         return
-    head, *rows = path.read_text().splitlines(keepends=True)
-    kept = [row for row in rows if int(row.partition(",")[0]) <= last]
-    write_whole(path, lambda partial: partial.write_text(head + "".join(kept)))
+    head, *rows = path.read_text().splitlines(keepends=True) or [""]
+    kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= last]
+    if head.endswith("\n"):
+        write_whole(path, lambda partial: partial.write_text(head + "".join(kept)))
+    else:
+        path.unlink()

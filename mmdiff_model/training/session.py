@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoint import write_safetensors
 from ..digest import fingerprint
-from ..files import lock_training
+from ..files import lock_training, naming
 from .checkpointing import checkpoint_blocks
 from .config import Settings
 from .dataset import Examples
@@ -107,7 +107,8 @@ class Session:
         """Writes `checkpoint` in half precision, as the whole file or not at all. Raises OSError."""
         if self.processes.rank == 0:
             tensors, metadata = self.trainable.export(self.loop.average)
-            write_safetensors({key: tensor.half() for key, tensor in tensors.items()}, metadata, self.checkpoint)
+            with naming(self.checkpoint):
+                write_safetensors({key: tensor.half() for key, tensor in tensors.items()}, metadata, self.checkpoint)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from ..files import write_whole
 
 
 class StateError(ValueError):
-    """A state that does not belong to the training that wants to resume it."""
+    """A state that is damaged, or does not belong to the training that wants to resume it."""
 
 
 class State:
@@ -19,11 +19,17 @@ class State:
         self.path, self.identity = path, identity
 
     def load(self, device: torch.device) -> dict | None:
-        """What was saved, or None. Raises StateError where it is another training's."""
+        """What was saved, or None. Raises StateError where it is damaged or another training's."""
         if not self.path.is_file():
             return None
-        saved = torch.load(self.path, map_location=device, weights_only=True)
-        identity = saved.pop("identity")
+        try:
+            saved = torch.load(self.path, map_location=device, weights_only=True)
+            identity = saved.pop("identity")
+        except Exception as error:  # a damaged file makes PyTorch raise almost anything
+            raise StateError(
+                f"{self.path}: this state of a training is damaged ({type(error).__name__}). Put a copy of it back, or "
+                "choose another output to start anew."
+            ) from error
         changed = [key for key in self.identity if identity.get(key) != self.identity[key]]
         if changed:
             was = "; ".join(f"{key} was {identity.get(key)}, now {self.identity[key]}" for key in changed)

@@ -1,4 +1,4 @@
-"""How a case ends, and the changes of bytes that several kinds share."""
+"""How a case ends, and what several kinds are made of: changes of bytes, and subjects."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import traceback
 from pathlib import Path
 
+import torch
 from hypothesis import strategies as st
 
 PACK = Path(__file__).resolve().parent.parent.parent
@@ -25,6 +26,12 @@ def judge(error: Exception) -> tuple[str, str]:
         return REFUSED, ""
     frames = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
     return RAW, f"{type(error).__name__} at {' < '.join(reversed(frames[-4:]))}: {str(error)[:200]}"
+
+
+def make_subject(cls: int, count: int, width: int, space: str = "0" * 16, **fields):
+    from mm_diff_pack.mmdiff_model.subject import Subject
+
+    return Subject(torch.randn(cls), torch.randn(1, count, width), "portrait", space, **fields)
 
 
 places = st.one_of(st.floats(0, 1), st.floats(0, 0.02), st.floats(0.98, 1))

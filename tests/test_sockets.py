@@ -1,0 +1,191 @@
+"""What nodes refuse of prompts that no front end writes, and before anything loads: each sentence names its input."""
+
+import asyncio
+
+import comfy_extras.nodes_mask
+import folder_paths
+import pytest
+import torch
+from comfy_api.latest import io
+from mm_diff_pack.nodes import MMDiffExtension
+from mm_diff_pack.nodes.annotate import MMDiffAnnotate
+from mm_diff_pack.nodes.apply import MMDiffApply, MMDiffApplyModel
+from mm_diff_pack.nodes.checkpoints import MMDiffSaveCheckpoint
+from mm_diff_pack.nodes.checks import check_inputs
+from mm_diff_pack.nodes.encode_subject import MMDiffEncodeSubject
+from mm_diff_pack.nodes.mix import MMDiffMixSubjects
+from mm_diff_pack.nodes.subjects import MMDiffSaveSubject, MMDiffSubjectRegion
+from mm_diff_pack.nodes.write_record import MMDiffWriteRecord
+
+from helpers import random_subject
+
+NODES = asyncio.run(MMDiffExtension().get_node_list())
+WEIGHTED, SPHERICAL = "weighted mean", "spherical"
+
+
+@pytest.fixture(scope="module")
+def anna(checkpoint):
+    return random_subject(checkpoint, 1)
+
+
+@pytest.fixture
+def inputs(tiny, checkpoint, anna):
+    return {
+        "model": tiny.model,
+        "clip": tiny.clip,
+        "mmdiff": checkpoint,
+        "subjects": {"subject_1": anna},
+        "positive": "a man<|subj|>",
+        "negative": "",
+        "fuse_scale": 0.8,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"subjects": {"subject_1": "abc"}},
+            "subjects.subject_1: got a value of type 'str' in place of a link of type",
+        ),
+        (
+            {"subjects.subject_17": 1},
+            "subjects.subject_17: this node has no such input. .*subjects.subject_1 to subject_16",
+        ),
+        ({"subjects": 5}, "subjects: got a value of type 'int' for the whole list. Connect to .*subjects.subject_1 to"),
+        ({"mmdiff": "x"}, "mmdiff: got a value of type 'str' in place of a link of type MMDIFF"),
+        ({"mmdiff": None}, "mmdiff: got nothing in place of a link of type MMDIFF"),
+        ({"model": 3}, "model: got a value of type 'int' in place of a link of type MODEL"),
+        ({"clip": {"a": 1}}, "clip: got a value of type 'dict' in place of a link of type CLIP"),
+        ({"routing": "somewhere"}, "routing: 'somewhere' is not one of off, masks, auto"),
+        ({"negative_fusion": "both"}, "negative_fusion: 'both' is not one of as released, clean"),
+        ({"positive": 5}, "positive: got a value of type 'int' in place of a text"),
+        ({"fuse_scale": "much"}, "fuse_scale: got a value of type 'str' in place of a number"),
+        ({"fuse_scale": float("nan")}, "fuse_scale: nan is not within 0.0 to 2.0"),
+        ({"more": 1}, "more: this node has no such input. Leave it out; it has model, clip, "),
+    ],
+)
+def test_what_stands_in_the_place_of_another_thing(inputs, change, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        MMDiffApply.execute(**inputs | change)
+
+
+def test_a_subject_where_a_checkpoint_belongs(inputs, anna, checkpoint):
+    """As a node with an output of any type can pass it on."""
+    with pytest.raises(ValueError, match="^mmdiff: got a value of type 'Subject' in place of a link of type MMDIFF"):
+        MMDiffApplyModel.execute(**{key: inputs[key] for key in ("model", "subjects")}, mmdiff=anna, fuse_scale=0.8)
+    with pytest.raises(ValueError, match="^subject: got a value of type 'Checkpoint' in place of a link"):
+        MMDiffSubjectRegion.execute(subject=checkpoint, strength=1.0, name="", start_percent=0.0, end_percent=1.0)
+
+
+def test_every_node_checks_what_arrives():
+    """By its schema; none takes an input that it does not have."""
+    for node in NODES:
+        with pytest.raises(ValueError, match="^nothing_of_ours: this node has no such input. Leave it out"):
+            node.execute(nothing_of_ours=1)
+
+
+def test_optional_sockets_may_stay_empty():
+    for node in NODES:
+        for given in node.define_schema().inputs:
+            if given.optional and not isinstance(given, io.Autogrow.Input):
+                check_inputs(node.define_schema(), {given.id: None})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"words": " , ;"}, "words: ' , ;' names none. Write class words, such as: dog, cat, or leave it empty."),
+        ({"name": "../x"}, "name: '../x' is not a plain folder name."),
+        ({"models": "gone"}, "models: 'gone' is not one of all"),
+    ],
+)
+def test_annotation_is_refused_before_models_load(inputs, sentence):
+    assert MMDiffAnnotate.validate_inputs(**inputs).startswith(sentence)
+    assert MMDiffAnnotate.validate_inputs(words="", name="my data", models="all") is True
+    assert MMDiffAnnotate.validate_inputs() is True
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"words": ""}, "words: there are none. Name the class word"),
+        ({"caption": " \n "}, "caption: it is empty. Write what the picture shows"),
+        ({"words": "dog", "caption": "a dog\na cat"}, "caption: 'dog' does not stand in \"a cat\"."),
+        ({"words": "dog, dog", "caption": "a dog"}, "caption: 'dog' does not stand once more in"),
+        ({"name": "CON"}, "name: 'CON' is not a plain folder name."),
+    ],
+)
+def test_a_record_is_refused_before_anything_runs(inputs, sentence):
+    assert MMDiffWriteRecord.validate_inputs(**inputs).startswith(sentence)
+    assert MMDiffWriteRecord.validate_inputs(words="dog", caption="a dog\nmy dog", name="data") is True
+    assert MMDiffWriteRecord.validate_inputs(words="dog") is True
+
+
+def test_subjects_of_one_name_are_mixed(checkpoint):
+    """Several photos of anna, each with her name; so are nameless ones."""
+    for name in ("anna", ""):
+        pair = {f"subject_{i}": random_subject(checkpoint, i, name=name) for i in (1, 2)}
+        for mode in ("all tokens (as released)", WEIGHTED, SPHERICAL):
+            assert MMDiffMixSubjects.execute(pair, mode, "").args[0].name == name
+
+
+@pytest.mark.parametrize("mode", [WEIGHTED, SPHERICAL])
+def test_weights_are_shares(checkpoint, mode):
+    """However large: a weighting is the same when all its numbers are multiplied."""
+    pair = {f"subject_{i}": random_subject(checkpoint, i) for i in (1, 2, 3)}
+    plain = MMDiffMixSubjects.execute(pair, mode, "1, 0.5, 1").args[0]
+    for weights in ("1e308, 0.5e308, 1e308", "1.7e308, 0.85e308, 1.7e308", "2e-300, 1e-300, 2e-300"):
+        mixed = MMDiffMixSubjects.execute(pair, mode, weights).args[0]
+        assert torch.allclose(mixed.cls, plain.cls) and torch.allclose(mixed.tokens, plain.tokens)
+    only = MMDiffMixSubjects.execute(pair, mode, "0, 1e308, 0").args[0]
+    assert torch.allclose(only.cls, pair["subject_2"].cls)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ("1", "weights: got 1 weights for 2 subjects"),
+        ("1, 1, 1", "weights: got 3 weights for 2 subjects"),
+        ("1, x", "weights: '1, x' is not a list of numbers"),
+        ("0, 0", "weights: they must be 0 or more and not all 0"),
+        ("1, -1", "weights: they must be 0 or more"),
+        ("1, inf", "weights: they must be 0 or more"),
+        ("nan, 1", "weights: they must be 0 or more"),
+    ],
+)
+def test_weights_are_refused_at_once(weights, sentence):
+    pair = {"subject_1": None, "subject_2": None}  # linked
+    assert MMDiffMixSubjects.validate_inputs(pair, WEIGHTED, weights).startswith(sentence)
+    assert MMDiffMixSubjects.validate_inputs(pair, "all tokens (as released)", weights) is True
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    for name in ("mmdiff", "mmdiff_subjects"):
+        (tmp_path / name / "taken.safetensors").mkdir(parents=True)
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(tmp_path / name)], {".safetensors"}))
+    return tmp_path
+
+
+def test_nothing_is_saved_over_a_folder_or_a_link(folders, anna, checkpoint):
+    with pytest.raises(FileExistsError, match="^filename: 'taken.safetensors' is a folder in .*Choose another name"):
+        MMDiffSaveSubject.execute(anna, "taken", True)
+    with pytest.raises(FileExistsError, match="^filename: 'taken.safetensors' is a folder in .*Choose another name"):
+        MMDiffSaveCheckpoint.execute(checkpoint, "taken")
+    link = folders / "mmdiff_subjects" / "link.safetensors"
+    link.symlink_to(folders / "gone")
+    with pytest.raises(FileExistsError, match="^filename: 'link.safetensors' is already in"):
+        MMDiffSaveSubject.execute(anna, "link", False)
+    MMDiffSaveSubject.execute(anna, "link", True)
+    assert not link.is_symlink() and not (folders / "gone").exists()
+
+
+def test_photos_that_are_none(inputs, tiny, checkpoint):
+    with pytest.raises(ValueError, match="^images: got a value of type 'str' in place of a link of type IMAGE"):
+        MMDiffEncodeSubject.execute(mmdiff=checkpoint, clip_vision=tiny.clip_vision, images="photo.png")
+    mask = comfy_extras.nodes_mask.SolidMask.execute(1.0, 8, 8).args[0]
+    with pytest.raises(ValueError, match="^images: expected a batch of pictures, got shape"):
+        MMDiffEncodeSubject.execute(mmdiff=checkpoint, clip_vision=tiny.clip_vision, images=mask)
