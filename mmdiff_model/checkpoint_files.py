@@ -24,6 +24,7 @@ OFFICIAL_GROUPS = {
     "mm_fuse_one": "text_fusion_1",
     "mm_fuse_two": "text_fusion_2",
 }
+DIRECTORY = 0x10  # MS-DOS's attribute in a zip archive
 FORMAT_VERSION = "2"
 OLD_VERSIONS = ("1",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -109,6 +110,8 @@ def _check_archive(path: Path) -> None:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
                 raise ValueError(f"'{member.filename}' is compressed, which PyTorch never does")
+            if member.external_attr & DIRECTORY:  # PyTorch then leaves the tensor's memory as it finds it
+                raise ValueError(f"'{member.filename}' is marked as a folder")
             if member.filename.endswith("data.pkl"):
                 names = {arg for op, arg, _ in pickletools.genops(archive.read(member)) if op.name == "GLOBAL"}
                 if foreign := sorted(name for name in names if not name.startswith(PLAIN)):

@@ -338,6 +338,17 @@ def test_a_file_that_unpacks_to_more_than_it_is(folder):
         load_checkpoint(folder)
 
 
+def test_a_tensor_that_is_marked_as_a_folder(folder):
+    """Found by fuzzing: one bit of the archive's directory, and PyTorch loads other numbers without a word."""
+    path = folder / OFFICIAL_FILES[0]
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        entry = whole.index(b"PK\x01\x02", whole.index(b"/data/1", archive.start_dir))
+    path.write_bytes(whole[: entry + 38] + b"\x10" + whole[entry + 39 :])
+    with pytest.raises(CheckpointError, match="truncated or not a PyTorch file"):
+        load_checkpoint(folder)
+
+
 def test_the_digest_covers_every_tensor(single, checkpoint, tmp_path):
     """Any other number is another checkpoint; a file whose tensors are not those that it was saved with is refused."""
     for number, key in enumerate(
