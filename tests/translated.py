@@ -59,10 +59,12 @@ def stale(language: str) -> dict[tuple[str, str], str]:
 def record(language: str, unchanged: bool) -> None:
     record = recorded()
     known = {pair[6:] for pair in record.get(language, [])}
-    for (english, text), place in stale(language).items():
+    added = stale(language)
+    for (english, text), place in added.items():
         print(f"{place}\n  en: {english}\n  {language}: {text}")
-        if short(text) in known and not unchanged:
-            sys.exit("This translation is that of another English text. Translate it anew, or say --unchanged.")
+    left = [place for (_, text), place in added.items() if short(text) in known]
+    if left and not unchanged:
+        sys.exit(f"Nothing recorded. Translations of another English text: {', '.join(left)}. --unchanged takes them.")
     record[language] = sorted({short(english) + short(text) for _, english, text in translations(language)})
     FILE.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"Recorded {language} in {FILE}")
