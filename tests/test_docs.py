@@ -1,8 +1,7 @@
-"""What users read: help pages, locales, tooltips and the README, held against the nodes and the messages themselves."""
+"""What users read: help pages, tooltips and the README, held against the nodes and the messages themselves."""
 
 import ast
 import asyncio
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -27,35 +26,6 @@ def named_inputs(schema: io.Schema) -> Iterator[tuple[str, str, io.Input]]:
                 yield f"{given.id}_{name}", name, given.template.input
 
 
-def english(schema: io.Schema) -> dict:
-    """The node's entry in nodeDefs.json, in its own words."""
-    return {
-        "display_name": schema.display_name,
-        "description": schema.description,
-        "inputs": {key: {"name": name, "tooltip": given.tooltip} for key, name, given in named_inputs(schema)},
-        "outputs": {
-            str(i): {"name": given.display_name, "tooltip": given.tooltip} for i, given in enumerate(schema.outputs)
-        },
-    }
-
-
-def shape(texts: dict | str) -> dict | None:
-    """The keys of nested dictionaries without their texts."""
-    return {key: shape(value) for key, value in texts.items()} if isinstance(texts, dict) else None
-
-
-def locale(language: str) -> dict:
-    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-
-
-def leaves(texts: dict | str, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
-    if isinstance(texts, str):
-        yield path, texts
-        return
-    for key, value in texts.items():
-        yield from leaves(value, (*path, key))
-
-
 @EACH_NODE
 def test_every_input_and_output_has_a_tooltip(schema):
     assert schema.description
@@ -76,27 +46,6 @@ def test_help_page_names_every_input_and_output(schema):
 
 def test_no_help_page_without_a_node():
     assert {page.stem for page in (WEB_DIRECTORY / "docs").glob("*.md")} == {schema.node_id for schema in SCHEMAS}
-
-
-def test_english_locale_says_what_the_nodes_say():
-    texts = locale("en")
-    assert texts.keys() == {schema.node_id for schema in SCHEMAS}
-    for schema in SCHEMAS:
-        assert texts[schema.node_id] == english(schema)
-
-
-@pytest.mark.parametrize("language", sorted(folder.name for folder in (ROOT / "locales").iterdir()))
-def test_locales_name_exactly_the_nodes_inputs_and_outputs(language):
-    texts = locale(language)
-    assert shape(texts) == {schema.node_id: shape(english(schema)) for schema in SCHEMAS}
-    assert not [path for path, text in leaves(texts) if not text.strip()]
-    # the front end compiles names and descriptions as messages, in which these characters act; tooltips stay text
-    assert not [path for path, text in leaves(texts) if path[-1] != "tooltip" and re.search(r"[|@{}]", text)]
-
-
-def test_chinese_locale_is_chinese():
-    sentences = [text for path, text in leaves(locale("zh")) if path[-1] in ("tooltip", "description")]
-    assert not [text for text in sentences if not re.search(r"[\u4e00-\u9fff]", text)]
 
 
 def test_readme_mentions_every_node_and_workflow():

@@ -85,3 +85,35 @@ def test_a_blueprint_is_listed_and_is_one_node(path, server, page, object_info):
     }
     connected = [name for name in placed["inputs"] if name not in placed["widgets"]]
     assert missing == {name.removesuffix("_1") for name in connected}
+
+
+SHOWN = """async (workflow) => {
+    await window.app.loadGraphData(workflow)
+    const node = window.app.graph.nodes.find((node) => node.type === "MMDiffApply")
+    const shown = (slot) => slot.label || slot.localized_name || slot.name
+    const added = window.LiteGraph.createNode("MMDiffApply")
+    await new Promise((resolve) => setTimeout(resolve))
+    const { workflow: saved } = await window.app.graphToPrompt()
+    return {
+        opened: Object.fromEntries(node.inputs.map((input) => [input.name, shown(input)])),
+        added: Object.fromEntries(added.inputs.map((input) => [input.name, shown(input)])),
+        labels: saved.nodes.find((node) => node.type === "MMDiffApply").inputs.map((input) => input.label ?? null),
+    }
+}"""
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_every_socket_is_called_in_the_browsers_language(language, page, server):
+    """Growing sockets too, of a node that was added and of a saved one, which keeps no name of this language."""
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    names = {key: given["name"] for key, given in texts["MMDiffApply"]["inputs"].items()}
+    opened = page.context.browser.new_page(locale=language)
+    opened.goto(server.url)
+    opened.wait_for_function(READY, timeout=START_MILLISECONDS)
+    workflow = json.loads((ROOT / "workflows" / "three_subjects.json").read_text())
+    shown = opened.evaluate(SHOWN, workflow)
+    opened.close()
+    for sockets in (shown["opened"], shown["added"]):
+        assert sockets == {name: names[name.replace(".", "_")] for name in sockets}
+    assert {"subjects.subject_1", "subjects.subject_3"} <= shown["opened"].keys()
+    assert set(shown["labels"]) == {None}
