@@ -13,6 +13,8 @@ from comfy_api.latest import io
 from conftest import PACK, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README_WORDS = 2000
 SCHEMAS = [node.GET_SCHEMA() for node in asyncio.run(asyncio.run(sys.modules[PACK].comfy_entrypoint()).get_node_list())]
 WEB_DIRECTORY = ROOT / sys.modules[PACK].WEB_DIRECTORY
 EACH_NODE = pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
@@ -99,9 +101,23 @@ def test_chinese_locale_is_chinese():
     assert not [text for text in sentences if not re.search(r"[\u4e00-\u9fff]", text)]
 
 
-def test_readme_mentions_every_node_and_workflow():
-    names = {schema.node_id for schema in SCHEMAS} | {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    assert not [name for name in names if f"`{name}`" not in README]
+def test_docs_list_every_node_with_its_name_and_page():
+    nodes = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(.*?)\]\(\.\./web/docs/(\w+)\.md\) \| `(\w+)` \| .", nodes, re.MULTILINE)
+    assert sorted(listed) == sorted((schema.display_name, schema.node_id, schema.node_id) for schema in SCHEMAS)
+
+
+def test_readme_lists_every_workflow():
+    section = README.partition("\n## Workflows\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(.*?)` \| .", section, re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+
+
+def test_readme_is_short_and_opens_with_a_picture_of_results():
+    assert len(README.split()) <= README_WORDS
+    opening = README.partition("\n## ")[0]
+    assert re.search(r"^!\[.+\]\(docs/[\w-]+\.jpg\)$", opening, re.MULTILINE)
+    assert re.findall(r"^(\d)\. ", opening, re.MULTILINE) == ["1", "2", "3"]
 
 
 def anchors(page: str) -> set[str]:
@@ -110,11 +126,12 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-def test_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https://)([^)]+)\)", README):
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https://)([^)]+)\)", page.read_text(encoding="utf-8")):
         file, _, anchor = target.partition("#")
-        linked = ROOT / (file or "README.md")
-        assert linked.is_file(), target
+        linked = page.parent / file if file else page
+        assert linked.exists(), target
         assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
@@ -132,12 +149,12 @@ def messages() -> str:
 
 def quoted_messages() -> list[str]:
     """The messages that the troubleshooting table quotes, in its first column."""
-    table = README.partition("## Troubleshooting")[2].partition("\n## ")[0]
-    return re.findall(r"^\| `(.*?)`(?: \(in the log\))? \|", table, re.MULTILINE)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `(.*?)`(?: \(in .*?\))? \|", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("message", quoted_messages())
-def test_messages_that_the_readme_quotes_are_the_packs_own(message):
+def test_messages_that_troubleshooting_quotes_are_the_packs_own(message):
     said = messages()
     parts = [part for part in message.split("...") if part]
     assert parts
