@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 from comfy_api.latest import io
@@ -17,6 +18,10 @@ DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rg
 README_WORDS = 2000
 SCHEMAS = [node.GET_SCHEMA() for node in asyncio.run(asyncio.run(sys.modules[PACK].comfy_entrypoint()).get_node_list())]
 WEB_DIRECTORY = ROOT / sys.modules[PACK].WEB_DIRECTORY
+HELP = WEB_DIRECTORY / "docs"
+HEADINGS = {"en": ("Inputs", "Outputs"), "zh": ("\u8f93\u5165", "\u8f93\u51fa")}
+NEVER_FAIL = {"MMDiffDemoModels", "MMDiffDemoCharacter"}
+CODE_COLUMNS = 34  # of a code block, at 280 px
 EACH_NODE = pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
 
 
@@ -66,18 +71,60 @@ def test_every_input_and_output_has_a_tooltip(schema):
     assert not without
 
 
+def help_page(node_id: str, language: str) -> str:
+    """What the front end shows: <id>/<language>.md, else <id>.md, which is English and serves every other language."""
+    own = HELP / node_id / f"{language}.md"
+    return (own if own.exists() else HELP / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def named(section: str) -> list[str]:
+    """What the bullets of a section begin with: a name or a message, as code."""
+    return re.findall(r"^- `(.+?)`", section, re.MULTILINE)
+
+
+def messages_quoted(node_id: str, language: str) -> list[str]:
+    """The messages in a page's last section; the pages of nodes that never fail end with the outputs."""
+    heading, _, section = help_page(node_id, language).rpartition("\n## ")[2].partition("\n")
+    return [] if heading == HEADINGS[language][1] else named(section)
+
+
 @EACH_NODE
-def test_help_page_names_every_input_and_output(schema):
-    page = (WEB_DIRECTORY / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
-    inputs, _, outputs = page.partition("| Output |")
-    assert page.startswith(f"# {schema.display_name}\n")
-    assert re.findall(r"^\| `([\w ]+)` \|", inputs, re.MULTILINE) == [given.id for given in schema.inputs]
-    assert re.findall(r"^\| `([\w ]+)` \|", outputs, re.MULTILINE) == [given.display_name for given in schema.outputs]
-    assert "**When to use:**" in page and "**Tip:**" in page
+@pytest.mark.parametrize("language", HEADINGS)
+def test_help_page_names_every_input_and_output_as_the_node_shows_it(schema, language):
+    page = help_page(schema.node_id, language)
+    texts = locale(language)[schema.node_id]
+    first = {given.id: f"{given.id}_{given.template.names[0]}" for given in schema.inputs if hasattr(given, "template")}
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    inputs, outputs = (named(sections[heading]) for heading in HEADINGS[language])
+    assert page.startswith(f"# {texts['display_name']}\n")
+    assert inputs == [texts["inputs"][first.get(given.id, given.id)]["name"] for given in schema.inputs]
+    assert outputs == [text["name"] for text in texts["outputs"].values()]
 
 
-def test_no_help_page_without_a_node():
-    assert {page.stem for page in (WEB_DIRECTORY / "docs").glob("*.md")} == {schema.node_id for schema in SCHEMAS}
+@EACH_NODE
+@pytest.mark.parametrize("language", HEADINGS)
+def test_help_page_fits_its_narrow_panel(schema, language):
+    page = help_page(schema.node_id, language)
+    assert not re.search(r"^\|", page, re.MULTILINE)
+    assert max(map(len, re.findall(r"^    (.*)", page, re.MULTILINE)), default=0) <= CODE_COLUMNS
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", page)
+    assert not [picture for picture in pictures if not (HELP / picture).is_file()]
+
+
+@EACH_NODE
+def test_help_pages_quote_the_packs_own_messages(schema):
+    quoted, in_chinese = (messages_quoted(schema.node_id, language) for language in HEADINGS)
+    assert quoted == in_chinese
+    assert bool(quoted) == (schema.node_id not in NEVER_FAIL)
+    said = messages()
+    assert not [part for message in quoted for part in message.split("...") if part not in said]
+
+
+def test_no_help_page_or_picture_without_a_use():
+    pages = {page.relative_to(HELP).as_posix() for page in HELP.rglob("*.md")}
+    assert pages == {f"{schema.node_id}{ending}" for schema in SCHEMAS for ending in (".md", "/zh.md")}
+    shown = {name for page in HELP.rglob("*.md") for name in re.findall(r"\((images/.+?)\)", page.read_text("utf-8"))}
+    assert shown == {picture.relative_to(HELP).as_posix() for picture in (HELP / "images").iterdir()}
 
 
 def test_english_locale_says_what_the_nodes_say():
@@ -135,6 +182,7 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
+@cache
 def messages() -> str:
     """Every string of the pack's own code, with a line break between two that are not one message."""
     files = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "mmdiff_model").rglob("*.py")]

@@ -58,6 +58,44 @@ def test_opens_and_posts_what_to_api_makes(path, page, object_info):
     assert posted == to_api(workflow, object_info)
 
 
+LANGUAGE = "(code) => window.app.extensionManager.setting.set('Comfy.Locale', code)"
+SELECT = """(type) => {
+    const { graph, canvas } = window.app
+    graph.clear()
+    const node = window.LiteGraph.createNode(type)
+    graph.add(node)
+    canvas.selectNode(node)
+    canvas.centerOnNode(node)
+}"""
+SHOWS = "(title) => document.querySelector('.node-help-content h1')?.textContent === title"
+LACKS = """async () => {
+    const content = document.querySelector('.node-help-content')
+    const pictures = [...content.querySelectorAll('img')]
+    await Promise.allSettled(pictures.map((picture) => picture.decode()))
+    const edge = content.getBoundingClientRect().right + 1
+    const cut = [...content.querySelectorAll('*')].filter((part) => part.getBoundingClientRect().right > edge)
+    const missing = pictures.filter((picture) => !picture.naturalWidth)
+    return [...cut.map((part) => part.textContent), ...missing.map((picture) => picture.src)]
+}"""
+
+
+@pytest.mark.parametrize(("language", "shown"), [("en", "en"), ("zh", "zh"), ("fr", "en")])
+def test_help_is_shown_whole_in_the_readers_language(language, shown, page, object_info):
+    """Languages without pages of their own get the English ones."""
+    titles = json.loads((ROOT / "locales" / shown / "nodeDefs.json").read_text(encoding="utf-8"))
+    page.evaluate(LANGUAGE, language)
+    try:
+        for node_id in sorted(name for name in object_info if name.startswith("MMDiff")):
+            page.evaluate(SELECT, node_id)
+            if not page.query_selector(".node-help-content"):
+                page.keyboard.press("Escape")  # the dialog of a first visit
+                page.get_by_test_id("info-button").click()
+            page.wait_for_function(SHOWS, arg=titles[node_id]["display_name"])
+            assert not page.evaluate(LACKS), node_id
+    finally:
+        page.evaluate(LANGUAGE, "en")
+
+
 PLACE = """async (blueprint) => {
     await window.app.loadGraphData(blueprint)
     const [node] = window.app.graph.nodes
