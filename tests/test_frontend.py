@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 from workflow_api import to_api
 
@@ -20,6 +20,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types.MMDiffApply"
 START_MILLISECONDS = 60_000
+PANEL_MILLISECONDS = 5_000
 OPEN = """async (workflow) => {
     await window.app.loadGraphData(workflow)
     const known = window.LiteGraph.registered_node_types
@@ -73,7 +74,7 @@ LACKS = """async () => {
     const content = document.querySelector('.node-help-content')
     const pictures = [...content.querySelectorAll('img')]
     await Promise.allSettled(pictures.map((picture) => picture.decode()))
-    const edge = content.getBoundingClientRect().right + 1
+    const edge = content.parentElement.getBoundingClientRect().right + 1
     const cut = [...content.querySelectorAll('*')].filter((part) => part.getBoundingClientRect().right > edge)
     const missing = pictures.filter((picture) => !picture.naturalWidth)
     return [...cut.map((part) => part.textContent), ...missing.map((picture) => picture.src)]
@@ -88,9 +89,12 @@ def test_help_is_shown_whole_in_the_readers_language(language, shown, page, obje
     try:
         for node_id in sorted(name for name in object_info if name.startswith("MMDiff")):
             page.evaluate(SELECT, node_id)
-            if not page.query_selector(".node-help-content"):
+            title = titles[node_id]["display_name"]
+            try:
+                page.wait_for_function(SHOWS, arg=title, timeout=PANEL_MILLISECONDS)
+            except TimeoutError:  # the panel is not open yet
                 page.get_by_test_id("info-button").click()
-            page.wait_for_function(SHOWS, arg=titles[node_id]["display_name"])
+                page.wait_for_function(SHOWS, arg=title)
             assert not page.evaluate(LACKS), node_id
     finally:
         page.evaluate(LANGUAGE, "en")
