@@ -86,6 +86,8 @@ def test_help_is_shown_whole_in_the_readers_language(language, shown, page, obje
     """Languages without pages of their own get the English ones."""
     titles = json.loads((ROOT / "locales" / shown / "nodeDefs.json").read_text(encoding="utf-8"))
     page.evaluate(LANGUAGE, language)
+    page.reload()
+    page.wait_for_function(READY, timeout=START_MILLISECONDS)
     try:
         for node_id in sorted(name for name in object_info if name.startswith("MMDiff")):
             page.evaluate(SELECT, node_id)
@@ -98,6 +100,8 @@ def test_help_is_shown_whole_in_the_readers_language(language, shown, page, obje
             assert not page.evaluate(LACKS), node_id
     finally:
         page.evaluate(LANGUAGE, "en")
+        page.reload()
+        page.wait_for_function(READY, timeout=START_MILLISECONDS)
 
 
 PLACE = """async (blueprint) => {
