@@ -56,6 +56,7 @@ class MMDiffAnnotate(io.ComfyNode):
                 io.String.Input(
                     "words",
                     default="",
+                    placeholder="dog, cat",
                     tooltip="The class words to look for, such as: dog, cat. Empty takes the phrases of the captions, "
                     "which Florence-2 can tell.",
                 ),

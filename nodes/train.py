@@ -50,8 +50,9 @@ class MMDiffTrain(io.ComfyNode):
                 io.String.Input(
                     "data",
                     default="",
+                    placeholder="mmdiff_data/my_data",
                     tooltip="A folder of annotated pictures (.jpg, .npy and .json each) or a .tar of them: a full "
-                    "path, or one below ComfyUI's input folder.",
+                    "path, or one below ComfyUI's input folder, such as mmdiff_data/my_data.",
                 ),
                 io.Combo.Input(
                     "variant",

@@ -28,6 +28,7 @@ class MMDiffWriteRecord(io.ComfyNode):
                 io.String.Input(
                     "words",
                     default="dog",
+                    placeholder="dog, cat",
                     tooltip="The class word, as it stands in the caption. Several, such as: dog, cat, for several "
                     "masks; one word twice where the caption has it twice.",
                 ),
@@ -35,6 +36,7 @@ class MMDiffWriteRecord(io.ComfyNode):
                     "caption",
                     default="a photo of a dog",
                     multiline=True,
+                    placeholder="a dog and a cat on a sofa",
                     tooltip="What the picture shows. One line for all pictures, or one for each.",
                 ),
                 io.String.Input(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 from workflow_api import to_api
 
@@ -20,6 +20,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types.MMDiffApply"
 START_MILLISECONDS = 60_000
+PANEL_MILLISECONDS = 5_000
 OPEN = """async (workflow) => {
     await window.app.loadGraphData(workflow)
     const known = window.LiteGraph.registered_node_types
@@ -36,6 +37,7 @@ def page(server) -> Iterator[Page]:
         pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=ARGUMENTS)
+        server.post("/settings", {"Comfy.TutorialCompleted": True})  # or a first visit's dialog lies over the page
         opened = browser.new_page()
         opened.goto(server.url)
         opened.wait_for_function(READY, timeout=START_MILLISECONDS)
@@ -56,6 +58,50 @@ def test_opens_and_posts_what_to_api_makes(path, page, object_info):
         for node_id, node in opened["output"].items()
     }
     assert posted == to_api(workflow, object_info)
+
+
+LANGUAGE = "(code) => window.app.extensionManager.setting.set('Comfy.Locale', code)"
+SELECT = """(type) => {
+    const { graph, canvas } = window.app
+    graph.clear()
+    const node = window.LiteGraph.createNode(type)
+    graph.add(node)
+    canvas.selectNode(node)
+    canvas.centerOnNode(node)
+}"""
+SHOWS = "(title) => document.querySelector('.node-help-content h1')?.textContent === title"
+LACKS = """async () => {
+    const content = document.querySelector('.node-help-content')
+    const pictures = [...content.querySelectorAll('img')]
+    await Promise.allSettled(pictures.map((picture) => picture.decode()))
+    const edge = content.parentElement.getBoundingClientRect().right + 1
+    const cut = [...content.querySelectorAll('*')].filter((part) => part.getBoundingClientRect().right > edge)
+    const missing = pictures.filter((picture) => !picture.naturalWidth)
+    return [...cut.map((part) => part.textContent), ...missing.map((picture) => picture.src)]
+}"""
+
+
+@pytest.mark.parametrize(("language", "shown"), [("en", "en"), ("zh", "zh"), ("fr", "en")])
+def test_help_is_shown_whole_in_the_readers_language(language, shown, page, object_info):
+    """Languages without pages of their own get the English ones."""
+    titles = json.loads((ROOT / "locales" / shown / "nodeDefs.json").read_text(encoding="utf-8"))
+    page.evaluate(LANGUAGE, language)
+    page.reload()
+    page.wait_for_function(READY, timeout=START_MILLISECONDS)
+    try:
+        for node_id in sorted(name for name in object_info if name.startswith("MMDiff")):
+            page.evaluate(SELECT, node_id)
+            title = titles[node_id]["display_name"]
+            try:
+                page.wait_for_function(SHOWS, arg=title, timeout=PANEL_MILLISECONDS)
+            except TimeoutError:  # the panel is not open yet
+                page.get_by_test_id("info-button").click()
+                page.wait_for_function(SHOWS, arg=title)
+            assert not page.evaluate(LACKS), node_id
+    finally:
+        page.evaluate(LANGUAGE, "en")
+        page.reload()
+        page.wait_for_function(READY, timeout=START_MILLISECONDS)
 
 
 PLACE = """async (blueprint) => {
