@@ -10,10 +10,9 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .folders import find, plain_name, register
 from .images import photos_from
@@ -81,10 +80,11 @@ class MMDiffAnnotate(io.ComfyNode):
         from ..mmdiff_model.annotation.sheet import draw_sheet
         from ..mmdiff_model.annotation.words import Rejected, parse_words
         from ..mmdiff_model.annotation.writers import FolderWriter
+        from ..mmdiff_model.managed import managed
 
         photos = [(photo * 255).round().byte().numpy() for photo in photos_from(images)]
         folder = data_folder(name)
-        annotator = Annotator.load(model_places(models), parse_words(words), place, half_precision())
+        annotator = Annotator.load(model_places(models), parse_words(words), managed, half_precision())
         writer, results = FolderWriter(folder), []
         bar = comfy.utils.ProgressBar(len(photos))
         for start in range(0, len(photos), BATCH):
@@ -114,21 +114,6 @@ def model_places(models: str) -> list[Path]:
     return [Path(root) for root in folder_paths.get_folder_paths(FOLDER) if Path(root).is_dir()] or [
         Path(folder_paths.get_folder_paths(FOLDER)[0])
     ]
-
-
-def place(model: nn.Module):
-    """Puts a model under the host's care: ready() loads it where the host has room for it."""
-    patcher = ModelPatcher(
-        nn.ModuleDict({"model": model}),  # its `device` can be written, unlike that of transformers' modules
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.text_encoder_offload_device(),
-    )
-
-    def ready() -> torch.device:
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        return patcher.load_device
-
-    return ready
 
 
 def half_precision() -> torch.dtype:

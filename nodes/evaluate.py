@@ -36,6 +36,11 @@ def recogniser_names() -> list[str]:
     return [NONE, *sorted({*model_names()[1:], *folders})]
 
 
+def model_input(name: str, tooltip: str, optional: bool = False, options: list[str] | None = None) -> io.Combo.Input:
+    """A choice of a model's folder, `none` at first."""
+    return io.Combo.Input(name, options=options or model_names(), default=NONE, optional=optional, tooltip=tooltip)
+
+
 class MMDiffEvaluate(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -61,18 +66,14 @@ class MMDiffEvaluate(io.ComfyNode):
                     ),
                     tooltip="The photos of each subject. With none, only CLIP-T is measured.",
                 ),
-                io.Combo.Input(
+                model_input(
                     "clip_model",
-                    options=model_names(),
-                    default=NONE,
-                    tooltip="A CLIP model for CLIP-T and CLIP-I: a folder of models/mmdiff_evaluation with the files "
+                    "A CLIP model for CLIP-T and CLIP-I: a folder of models/mmdiff_evaluation with the files "
                     "of openai/clip-vit-large-patch14. 'none' leaves both out.",
                 ),
-                io.Combo.Input(
+                model_input(
                     "dino_model",
-                    options=model_names(),
-                    default=NONE,
-                    tooltip="A DINO model: a folder of models/mmdiff_evaluation with the files of "
+                    "A DINO model: a folder of models/mmdiff_evaluation with the files of "
                     "facebook/dino-vits16. 'none' leaves it out.",
                 ),
                 io.MultiType.Input(
@@ -88,30 +89,25 @@ class MMDiffEvaluate(io.ComfyNode):
                     tooltip="Name of the JSON file in the output folder, as in Save Image: it may hold a folder and "
                     "%date% parts.",
                 ),
-                io.Combo.Input(
+                model_input(
                     "dinov2_model",
-                    options=model_names(),
-                    default=NONE,
-                    optional=True,
-                    tooltip="A DINOv2 model beside DINO: a folder of models/mmdiff_evaluation with the files of "
+                    "A DINOv2 model beside DINO: a folder of models/mmdiff_evaluation with the files of "
                     "facebook/dinov2-base. 'none' leaves it out.",
-                ),
-                io.Combo.Input(
-                    "face_recogniser",
-                    options=recogniser_names(),
-                    default=NONE,
                     optional=True,
-                    tooltip="A second judge of the faces that face_analysis finds: a portrait is made from buffalo_l's "
+                ),
+                model_input(
+                    "face_recogniser",
+                    "A second judge of the faces that face_analysis finds: a portrait is made from buffalo_l's "
                     "own vector, so buffalo_l judges its own input. A folder of models/mmdiff_evaluation with an "
                     ".onnx file or a transformers model.",
-                ),
-                io.Combo.Input(
-                    "box_model",
-                    options=model_names(),
-                    default=NONE,
                     optional=True,
-                    tooltip="Finds each subject by its class word, for XVerseBench's IP and the swap matrix: a folder "
+                    options=recogniser_names(),
+                ),
+                model_input(
+                    "box_model",
+                    "Finds each subject by its class word, for XVerseBench's IP and the swap matrix: a folder "
                     "of models/mmdiff_evaluation with the files of IDEA-Research/grounding-dino-tiny.",
+                    optional=True,
                 ),
                 io.String.Input(
                     "words",

@@ -18,10 +18,11 @@ from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model, Vi
 
 from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, TOWER, TWO_PEOPLE, photo, write_clip, write_dino
 from mmdiff_model.evaluation.encoders import load_clip, load_dino
+from mmdiff_model.evaluation.figures import Case, Models, match_scores, measure
 from mmdiff_model.evaluation.matching import FaceMatch, FaceMatcher, greedy_match, reference_faces
 from mmdiff_model.evaluation.picture import CELL, GAP, MARGIN, SHOWN, WIDTH, draw_report
 from mmdiff_model.evaluation.report import MATCHED_FACES, WHOLE_PICTURES, Report, Score
-from mmdiff_model.evaluation.similarity import evaluate, face_scores, plain_prompt
+from mmdiff_model.evaluation.similarity import evaluate, plain_prompt
 from mmdiff_model.faces import detect, find_faces, load_face_analysis, to_bgr
 from tiny_pack.faces import write_face_pack
 
@@ -147,7 +148,8 @@ def test_models_are_known_to_comfyuis_memory_management(models):
 
     dino = load_dino(models / "dino", "dino_model")
     dino.embed([CAT])
-    assert any(loaded.model is dino.patcher for loaded in comfy.model_management.current_loaded_models)
+    loaded = [module for held in comfy.model_management.current_loaded_models for module in held.model.model.children()]
+    assert dino.loaded.model in loaded
 
 
 @pytest.mark.parametrize(
@@ -192,20 +194,25 @@ def test_greedy_matching_by_hand(similarities, matches):
 
 def test_minimum_is_the_weakest_matched_similarity():
     assert FaceMatch((0.6, 0.25, 0.9), (None, None, None)).minimum == 0.25
-    scores = face_scores([FaceMatch((0.6, 0.2), (None, None)), FaceMatch((0.0, 0.7), (None, None))])
-    assert [(score.metric, score.subject, score.values) for score in scores] == [
-        ("face", 1, (0.6, 0.0)),
-        ("face", 2, (0.2, 0.7)),
-        ("face minimum", None, (0.2, 0.0)),
-    ]
-    assert [score.metric for score in face_scores([FaceMatch((0.6,), (None,))])] == ["face"]
+    scores = match_scores(FaceMatch((0.6, 0.2), (None, None)))
+    assert scores == {("face", 1): 0.6, ("face", 2): 0.2, ("face minimum", None): 0.2}
+    assert match_scores(FaceMatch((0.6,), (None,))) == {("face", 1): 0.6}
+
+
+def matched(analysis, references, picture) -> FaceMatch:
+    """What the figures of one picture say of its faces."""
+    [figures] = measure(Models(), [Case(picture, "", faces=FaceMatcher(analysis, references))])
+    similarities = tuple(figures.scores["face", number + 1] for number in range(len(references)))
+    match = FaceMatch(similarities, figures.boxes)
+    assert figures.scores == match_scores(match)
+    return match
 
 
 def test_two_people_in_one_picture_are_each_matched(analysis):
     people = [ASTRONAUT, MIRRORED]
     found = find_faces(analysis, to_bgr(TWO_PEOPLE))
     assert len(found) == 2
-    match = FaceMatcher(analysis, [reference_faces(analysis, [person]) for person in people]).match(TWO_PEOPLE)
+    match = matched(analysis, [reference_faces(analysis, [person]) for person in people], TWO_PEOPLE)
     references = [face.embedding.numpy() for face in detect(analysis, people)]
     cosines = np.array([[face.normed_embedding @ reference for reference in references] for face in found])
     best = max(itertools.permutations(range(2)), key=lambda order: cosines[order, range(2)].max())
@@ -217,18 +224,18 @@ def test_two_people_in_one_picture_are_each_matched(analysis):
 def test_several_photos_of_a_subject_are_averaged(analysis):
     face = find_faces(analysis, to_bgr(ASTRONAUT))[0].normed_embedding
     references = reference_faces(analysis, [ASTRONAUT, MIRRORED])
-    [similarity] = FaceMatcher(analysis, [references]).match(ASTRONAUT).similarities
+    [similarity] = matched(analysis, [references], ASTRONAUT).similarities
     assert similarity == pytest.approx((1 + face @ references[1]) / 2, abs=1e-5)
     assert similarity < 0.99
 
 
 def test_no_face_and_unlike_faces_score_zero(analysis):
     reference = reference_faces(analysis, [ASTRONAUT])
-    none = FaceMatcher(analysis, [reference, reference]).match(NO_FACE)
+    none = matched(analysis, [reference, reference], NO_FACE)
     assert none == FaceMatch((0.0, 0.0), (None, None)) and none.minimum == 0
-    [opposite] = FaceMatcher(analysis, [-reference]).match(ASTRONAUT).similarities
+    [opposite] = matched(analysis, [-reference], ASTRONAUT).similarities
     assert opposite == 0
-    one_of_two = FaceMatcher(analysis, [reference, reference]).match(ASTRONAUT)
+    one_of_two = matched(analysis, [reference, reference], ASTRONAUT)
     assert sorted(one_of_two.similarities) == pytest.approx([0, 1], abs=1e-5) and one_of_two.minimum == 0
 
 
@@ -257,7 +264,11 @@ def test_interval_of_many_values_is_the_normal_one():
 
 
 def two_subject_report(pictures: int = 2) -> Report:
-    scores = (Score("CLIP-T", (0.3,) * pictures), *face_scores([FaceMatch((0.5, 0.25), ((9, 9, 60, 60), None))] * 2))
+    faces = match_scores(FaceMatch((0.5, 0.25), (None, None)))
+    scores = (
+        Score("CLIP-T", (0.3,) * pictures),
+        *(Score(metric, (value,) * pictures, subject) for (metric, subject), value in faces.items()),
+    )
     boxes = (((9.0, 9.0, 60.0, 60.0), None),) * pictures
     return Report("a man and a cat", (1, 3), {"clip": "vit-l", "face": "w600k_r50.onnx"}, scores, boxes)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..prompt import strip_triggers
 from .boxes import BoxFinder
 from .encoders import ClipEncoder, PictureEncoder
-from .figures import Case, Models, match_scores, measure
-from .matching import FaceMatch, FaceMatcher
+from .figures import Case, Models, measure
+from .matching import FaceMatcher
 from .report import Report, Score, SwapMatrix
 
 
@@ -67,9 +67,3 @@ def evaluate(
             for metric in figures[0].swaps
         ),
     )
-
-
-def face_scores(matches: Sequence[FaceMatch]) -> list[Score]:
-    """One Score a subject, and with several the minimum over them."""
-    rows = [match_scores(match) for match in matches]
-    return [Score(metric, tuple(row[metric, subject] for row in rows), subject) for metric, subject in rows[0]]
