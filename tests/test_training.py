@@ -18,6 +18,7 @@ from mmdiff_model.text import encode_text, with_text_lora
 from mmdiff_model.training.dataset import Batch, Drops, Examples
 from mmdiff_model.training.examples import Preparation
 from mmdiff_model.training.objective import Losses, Objective
+from mmdiff_model.training.plan import Plan
 from mmdiff_model.training.trainable import IMAGE_BRANCH, LORA, PARTS, REFINER, TEXT_FUSION, VISION, Shape, Trainable
 
 sys.path.append(str(ROOT))
@@ -25,7 +26,7 @@ sys.path.append(str(ROOT))
 from small_world.world import World  # noqa: E402
 
 SIZE = 128
-DEFAULT = Losses()
+DEFAULT, PLAN = Losses(), Plan(steps=1)
 SHAPE = Shape(num_tokens=4, depth=1, token_hidden=64, lora_rank=4, text_lora_rank=4, vision_layers=1)
 KEEP_ALL = Drops(text=0, image=0, both=0, background=0)
 WORLD = World(seed=11, count=24)
@@ -42,10 +43,13 @@ def training(tiny):
     """Builds an objective over the tiny models; it is closed at the end."""
     made = []
 
-    def build(losses: Losses = DEFAULT, parts: tuple[str, ...] = PARTS, shape: Shape = SHAPE) -> Objective:
+    def build(
+        losses: Losses = DEFAULT, parts: tuple[str, ...] = PARTS, shape: Shape = SHAPE, plan: Plan = PLAN
+    ) -> Objective:
         torch.manual_seed(7)
         trainable = Trainable(tiny.model.model, tiny.clip, tiny.clip_vision, "subject", shape, parts)
-        made.append(Objective(tiny.model, tiny.clip, tiny.clip_vision, trainable, losses, prepare(tiny).empty))
+        empty = prepare(tiny).empty
+        made.append(Objective(tiny.model, tiny.clip, tiny.clip_vision, trainable, losses, empty, plan))
         return made[-1]
 
     yield build
