@@ -77,7 +77,6 @@ class MMDiffAnnotate(io.ComfyNode):
     @classmethod
     def execute(cls, images: Tensor, models: str, words: str, name: str) -> io.NodeOutput:
         from ..mmdiff_model.annotation.annotator import Annotator
-        from ..mmdiff_model.annotation.sheet import draw_sheet
         from ..mmdiff_model.annotation.words import Rejected, parse_words
         from ..mmdiff_model.annotation.writers import FolderWriter
         from ..mmdiff_model.managed import managed
@@ -103,7 +102,7 @@ class MMDiffAnnotate(io.ComfyNode):
         rejected = [result for result in results if isinstance(result, Rejected)]
         if len(rejected) == len(results):
             raise ValueError(nothing_found(rejected))
-        sheet = torch.from_numpy(np.array(draw_sheet(photos, results))).float()[None] / 255
+        sheet = sheet_of(photos, results)
         return io.NodeOutput(data_name(folder), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
@@ -120,6 +119,13 @@ def half_precision() -> torch.dtype:
     """What a captioner computes in: half precision where the host uses it."""
     device = comfy.model_management.get_torch_device()
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+
+
+def sheet_of(photos: list[np.ndarray], results: list) -> Tensor:
+    """The contact sheet as an IMAGE (1, H, W, 3)."""
+    from ..mmdiff_model.annotation.sheet import draw_sheet
+
+    return torch.from_numpy(np.array(draw_sheet(photos, results))).float()[None] / 255
 
 
 def data_folder(name: str) -> Path:

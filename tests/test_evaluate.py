@@ -17,7 +17,7 @@ from skimage import data
 from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model, ViTImageProcessor, ViTModel
 
 from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, TOWER, TWO_PEOPLE, photo, write_clip, write_dino
-from mmdiff_model.evaluation.encoders import load_clip, load_dino
+from mmdiff_model.evaluation.encoders import ConnectedVision, load_clip, load_dino
 from mmdiff_model.evaluation.figures import Case, Models, match_scores, measure
 from mmdiff_model.evaluation.matching import FaceMatch, FaceMatcher, greedy_match, reference_faces
 from mmdiff_model.evaluation.picture import CELL, GAP, MARGIN, SHOWN, WIDTH, draw_report
@@ -25,12 +25,14 @@ from mmdiff_model.evaluation.report import MATCHED_FACES, WHOLE_PICTURES, Report
 from mmdiff_model.evaluation.similarity import evaluate, plain_prompt
 from mmdiff_model.faces import detect, find_faces, load_face_analysis, to_bgr
 from tiny_pack.faces import write_face_pack
+from tiny_pack.models import make_clip_vision
 
 PROMPT = "an astronaut<|subj|> and (a cat<|subj|>:1.3) in space"
 WORDS = "an astronaut and a cat in space"
 NAN = float("nan")
 
 
+VISION = make_clip_vision(1)
 PICTURES = torch.stack([ASTRONAUT[:300, :450], CAT[:300, :450], photo(data.coffee())[:300, :450]])
 
 
@@ -364,13 +366,24 @@ def test_a_second_run_writes_a_second_file(models, output):
         ({"references": {}, "dino_model": NONE}, ["CLIP-T"]),
         ({"clip_model": NONE, "prompt": ""}, ["DINO"]),
         ({"dino_model": NONE}, ["CLIP-T", "CLIP-I"]),
+        ({"dino_model": NONE, "clip_model": NONE, "clip_vision": VISION, "prompt": ""}, ["CLIP-I"]),
     ],
-    ids=["no reference", "no CLIP", "no DINO"],
+    ids=["no reference", "no CLIP", "no DINO", "a connected CLIP alone"],
 )
 def test_what_is_left_out_is_not_scored(models, output, changes, metrics):
     run(**changes)
     [file] = output.iterdir()
     assert [score["metric"] for score in json.loads(file.read_text())["scores"]] == metrics
+
+
+def test_a_connected_clip_compares_as_its_own_model_does():
+    report = evaluate([CAT, MIRRORED], "", [[CAT, ASTRONAUT]], ConnectedVision(VISION))
+    vectors = [VISION.encode_image(picture[None])["image_embeds"][0] for picture in (CAT, MIRRORED, CAT, ASTRONAUT)]
+    one, other, *photos = (vector / vector.norm() for vector in vectors)
+    expected = [float(torch.stack([picture @ photo for photo in photos]).mean()) for picture in (one, other)]
+    assert values(report, "CLIP-I", 1) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 0.001, "the tiny model no longer tells these pictures apart"
+    assert report.models == {"clip": "clip_vision"}
 
 
 def test_models_are_listed_by_their_folders(models):
@@ -398,6 +411,11 @@ def test_grey_and_transparent_references_are_taken(models, output):
         ({"clip_model": "dino"}, "clip_model: 'dino' is a model of type 'vit', clip is needed"),
         ({"dino_model": "openai/clip"}, "dino_model: 'clip' is a model of type 'clip', vit or dinov2"),
         ({"dino_model": "gone"}, "dino_model: 'gone' is no longer in .*refresh"),
+        ({"clip_vision": VISION}, "clip_vision: clip_model measures CLIP-I already. Disconnect it"),
+        (
+            {"clip_model": NONE, "dino_model": NONE, "clip_vision": VISION, "references": {}},
+            "references: none is connected, and clip_vision compares",
+        ),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(models, output, changes, message):

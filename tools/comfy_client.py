@@ -85,9 +85,9 @@ class Client:
         """The ids of the prompts that are queued or running."""
         return {item[1] for items in json.loads(self.ask("/queue")).values() for item in items}
 
-    def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """What is kept of a prompt that has ended: status and outputs."""
-        return json.loads(self.ask(f"/history/{prompt_id}")).get(prompt_id)
+    def history(self, prompt_id: str) -> dict[str, Any]:
+        """What is kept of a prompt that has ended, its status and outputs; nothing before."""
+        return json.loads(self.ask(f"/history/{prompt_id}")).get(prompt_id, {})
 
     def images(self, outputs: dict[str, Any], node_id: str | None = None) -> list[bytes]:
         """The pictures (files as stored, usually PNG) in a run's outputs: of all nodes, or of one."""

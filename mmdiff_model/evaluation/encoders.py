@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from comfy.clip_vision import ClipVisionModel
 from torch import Tensor, nn
 
 from ..managed import managed
@@ -66,6 +67,19 @@ class ClipEncoder(PictureEncoder):
         tokens = self.tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")["input_ids"]
         features = model.text_projection(model.text_model(input_ids=tokens.to(device)).pooler_output)
         return nn.functional.normalize(features[0], dim=-1).cpu()
+
+
+@dataclass(frozen=True)
+class ConnectedVision:
+    """CLIP-I by a CLIP that ComfyUI has loaded: its own resize, antialiased bicubic, and a cut of the middle."""
+
+    clip_vision: ClipVisionModel
+    name: str = "clip_vision"
+
+    def embed(self, pictures: Sequence[Tensor]) -> Tensor:
+        """As PictureEncoder.embed."""
+        vectors = [self.clip_vision.encode_image(picture[None])["image_embeds"] for picture in pictures]
+        return nn.functional.normalize(torch.cat(vectors).float(), dim=-1).cpu()
 
 
 def to_bytes(picture: Tensor) -> np.ndarray:

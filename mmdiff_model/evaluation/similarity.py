@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..prompt import strip_triggers
 from .boxes import BoxFinder
-from .encoders import ClipEncoder, PictureEncoder
+from .encoders import ClipEncoder, ConnectedVision, PictureEncoder
 from .figures import Case, Models, measure
 from .matching import FaceMatcher
 from .report import Report, Score, SwapMatrix
@@ -28,7 +28,7 @@ def evaluate(
     pictures: Sequence[Tensor],
     prompt: str,
     subjects: Sequence[Sequence[Tensor]],
-    clip: ClipEncoder | None = None,
+    clip: ClipEncoder | ConnectedVision | None = None,
     dino: PictureEncoder | None = None,
     faces: FaceMatcher | None = None,
     progress: Callable[[], None] = lambda: None,
