@@ -296,6 +296,16 @@ def test_a_set_of_models_that_does_not_do_is_named(models, tmp_path, names, prob
         find_models([together(models, tmp_path, *names)], "--models")
 
 
+def test_a_folder_of_another_model_is_told_from_an_empty_one(models, tmp_path):
+    place = together(models, tmp_path, "sam")
+    (place / "vit").mkdir()
+    (place / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(
+        ValueError, match=r"--models: no detector in .*set \('vit' is a model of type 'vit'\)\. It takes"
+    ):
+        find_models([place], "--models")
+
+
 def test_a_place_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--models: .*nowhere is not a folder\. It takes a detector"):
         find_models([tmp_path / "nowhere"], "--models")

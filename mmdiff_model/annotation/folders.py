@@ -36,20 +36,24 @@ def find_models(places: Sequence[Path], source: str) -> dict[str, Path]:
     There must be one detector and one segmenter, and there may be one captioner.
     """
     found: dict[str, list[Path]] = {role: [] for role in MODELS}
+    others = []
     for place in places:
         if not place.is_dir():
             raise FileNotFoundError(f"{source}: {place} is not a folder. {needed()}")
         for folder in [place, *sorted(path for path in place.iterdir() if path.is_dir())]:
             if (folder / CONFIG).is_file():
                 kind = type_of(folder, source)
-                for role in (role for role, model in MODELS.items() if kind in model.classes):
+                roles = [role for role, model in MODELS.items() if kind in model.classes]
+                for role in roles:
                     found[role].append(folder)
+                others += [] if roles else [f"'{folder.name}' is a model of type '{kind}'"]
     for role, folders in found.items():
         if len(folders) > 1:
             names = " and ".join(f"'{folder.name}'" for folder in folders)
             raise ValueError(f"{source}: {names} are both a {role}. Name a folder that holds one of them alone.")
         if not folders and role != CAPTIONER:
-            raise ValueError(f"{source}: no {role} in {', '.join(map(str, places))}. {needed()}")
+            told = f" ({', '.join(others)})" if others else ""
+            raise ValueError(f"{source}: no {role} in {', '.join(map(str, places))}{told}. {needed()}")
     return {role: folders[0] for role, folders in found.items() if folders}
 
 

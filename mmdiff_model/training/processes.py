@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+# of DDP: an example without subjects reaches no image branch; gradients that lie in the buckets are kept once
+REDUCTION = {"find_unused_parameters": True, "gradient_as_bucket_view": True}
+
 
 class Processes:
     """One process on one device. It needs torch alone, so that a graph trains without Accelerate."""
@@ -49,18 +52,15 @@ class Accelerated(Processes):
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
-        # an example without subjects reaches no image branch; gradients that lie in the buckets are kept once
-        handler = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
         on_cpu = comfy.model_management.get_torch_device().type == "cpu"
-        self.accelerator = Accelerator(  # without a GPU it joins no CPU processes
-            cpu=on_cpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[handler]
+        self.accelerator = Accelerator(
+            device_placement=False,  # what is prepared is where ComfyUI computes
+            cpu=on_cpu,  # without a GPU it joins no CPU processes
+            mixed_precision="no",
+            dynamo_backend="no",
+            kwargs_handlers=[DistributedDataParallelKwargs(**REDUCTION)],
         )
-        kind = self.accelerator.distributed_type.value
-        if kind != "NO" and not kind.startswith("MULTI_"):
-            raise ValueError(
-                f"accelerate: its configuration asks for {kind}, and MM-Diff's trained weights are small enough for "
-                "every device. Run accelerate config, and choose several GPUs or CPUs without it."
-            )
+        refuse_sharding(self.accelerator.distributed_type.value)
         super().__init__(comfy.model_management.get_torch_device())  # by now this process's own
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
 
@@ -79,6 +79,15 @@ class Accelerated(Processes):
 
     def mean(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "mean")
+
+
+def refuse_sharding(kind: str) -> None:
+    """Raises ValueError unless Accelerate's kind of processes gives each of them the whole model."""
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise ValueError(
+            f"accelerate: its configuration asks for {kind}, which divides the model, and MM-Diff's trained weights "
+            "are few enough for every device. Run accelerate config, and choose several GPUs or CPUs without it."
+        )
 
 
 @contextmanager
