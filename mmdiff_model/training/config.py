@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
 
 from .dataset import Drops
 from .objective import Losses
@@ -130,7 +130,7 @@ def load_config(path: Path) -> TrainConfig:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def sentence(error: ErrorDetails) -> str:
+def sentence(error: Mapping[str, Any]) -> str:
     """A mistake as people read it: the key, what it should be and what it is."""
     *places, last = error["loc"] or ("the file",)
     key, kind = joined(error["loc"]), error["type"]
@@ -149,7 +149,7 @@ def sentence(error: ErrorDetails) -> str:
     return f"{key or last}: should {wanted}, but is {shown(error['input'])}"
 
 
-def names_of(places: typing.Sequence[int | str]) -> list[str]:
+def names_of(places: Sequence[int | str]) -> list[str]:
     """The keys of the section at a place."""
     kind: Any = TrainConfig
     for place in places:
@@ -158,7 +158,7 @@ def names_of(places: typing.Sequence[int | str]) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
-def joined(places: typing.Sequence[int | str]) -> str:
+def joined(places: Sequence[int | str]) -> str:
     """A place as it is written: data.places[0]."""
     key = "".join(f"[{place}]" if isinstance(place, int) else f".{place}" for place in places if place not in BASES)
     return key.removeprefix(".")
