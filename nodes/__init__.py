@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 from .annotate import MMDiffAnnotate
 from .apply import MMDiffApply, MMDiffApplyModel, MMDiffTextEncode
 from .checkpoints import MMDiffLoader, MMDiffSaveCheckpoint
-from .demo import MMDiffDemoCharacter, MMDiffDemoModels
+from .demo import MMDiffDemoCharacter, MMDiffDemoModels, MMDiffDemoScenes
 from .encode_subject import MMDiffEncodeSubject
 from .evaluate import MMDiffEvaluate
 from .face_analysis import MMDiffFaceAnalysisLoader
@@ -40,6 +40,7 @@ class MMDiffExtension(ComfyExtension):
             MMDiffDemoCharacter,
             MMDiffAnnotate,
             MMDiffWriteRecord,
+            MMDiffDemoScenes,
         ]
 
 

@@ -10,10 +10,9 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checks import check_option, checked, validation
 from .folders import find, plain_name, register, shown, writing
@@ -81,13 +80,13 @@ class MMDiffAnnotate(io.ComfyNode):
     @checked
     def execute(cls, images: Tensor, models: str, words: str, name: str) -> io.NodeOutput:
         from ..mmdiff_model.annotation.annotator import Annotator
-        from ..mmdiff_model.annotation.sheet import draw_sheet
         from ..mmdiff_model.annotation.words import Rejected
         from ..mmdiff_model.annotation.writers import FolderWriter
+        from ..mmdiff_model.managed import managed
 
         photos = [(photo * 255).round().byte().numpy() for photo in photos_from(images)]
         folder = data_folder(name)
-        annotator = Annotator.load(model_places(models), words_of(words), place, half_precision())
+        annotator = Annotator.load(model_places(models), words_of(words), managed, half_precision())
         writer, results = FolderWriter(folder), []
         bar = comfy.utils.ProgressBar(len(photos))
         for start in range(0, len(photos), BATCH):
@@ -107,7 +106,7 @@ class MMDiffAnnotate(io.ComfyNode):
         rejected = [result for result in results if isinstance(result, Rejected)]
         if len(rejected) == len(results):
             raise ValueError(nothing_found(rejected))
-        sheet = torch.from_numpy(np.array(draw_sheet(photos, results))).float()[None] / 255
+        sheet = sheet_of(photos, results)
         return io.NodeOutput(data_name(folder), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
     @classmethod
@@ -137,25 +136,17 @@ def model_places(models: str) -> list[Path]:
     ]
 
 
-def place(model: nn.Module):
-    """Puts a model under the host's care: ready() loads it where the host has room for it."""
-    patcher = ModelPatcher(
-        nn.ModuleDict({"model": model}),  # its `device` can be written, unlike that of transformers' modules
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.text_encoder_offload_device(),
-    )
-
-    def ready() -> torch.device:
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        return patcher.load_device
-
-    return ready
-
-
 def half_precision() -> torch.dtype:
     """What a captioner computes in: half precision where the host uses it."""
     device = comfy.model_management.get_torch_device()
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+
+
+def sheet_of(photos: list[np.ndarray], results: list) -> Tensor:
+    """The contact sheet as an IMAGE (1, H, W, 3)."""
+    from ..mmdiff_model.annotation.sheet import draw_sheet
+
+    return torch.from_numpy(np.array(draw_sheet(photos, results))).float()[None] / 255
 
 
 def data_folder(name: str) -> Path:

@@ -11,6 +11,7 @@ from ..small_world import ADAPTER_FILE, WEIGHTS
 from ..small_world.drawing import reference
 from ..small_world.looks import WORDS, sample_look
 from ..small_world.poses import ACTIONS, REFERENCE_ACTIONS
+from ..small_world.scenes import scene_of
 from .checks import checked
 from .sockets import MMDiff
 
@@ -85,3 +86,43 @@ class MMDiffDemoCharacter(io.ComfyNode):
         look = sample_look(random, held_out=True, word=word)
         pictures = [reference(look, random, random.choice(REFERENCE_ACTIONS), PICTURE_SIZE) for _ in range(photos)]
         return io.NodeOutput(torch.from_numpy(np.stack(pictures)).float() / 255)
+
+
+class MMDiffDemoScenes(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffDemoScenes",
+            display_name="MM-Diff Demo Scenes",
+            category="MM-Diff/demo",
+            description="Draws pictures to train on, each with one character in a place, and knows where it stands and "
+            "what a caption would say: for Write Training Record, in place of a detector, a segmenter and a captioner.",
+            search_aliases=["mm-diff demo", "training data", "small world"],
+            inputs=[
+                io.Combo.Input("word", options=list(WORDS), tooltip="The class word: what the characters are."),
+                io.Int.Input("count", default=48, min=1, max=512, tooltip="How many pictures, each of another one."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Another seed, other characters and places; never one of MM-Diff Demo Character.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The pictures, 128 x 128."),
+                io.Mask.Output(display_name="masks", tooltip="Where the character is, a mask for each picture."),
+                io.String.Output(display_name="captions", tooltip="A line for each picture."),
+                io.String.Output(display_name="word", tooltip="The class word again, for words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, word: str, count: int, seed: int) -> io.NodeOutput:
+        scenes = [scene_of(word, seed, number) for number in range(count)]
+        pictures, masks = (
+            torch.from_numpy(np.stack(arrays)).float() / 255
+            for arrays in ([scene.picture for scene in scenes], [scene.masks[0] for scene in scenes])
+        )
+        return io.NodeOutput(pictures, masks, "\n".join(scene.caption for scene in scenes), word)

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..mmdiff_model.evaluation.boxes import class_words, load_boxes
-from ..mmdiff_model.evaluation.encoders import load_clip, load_dino, load_dinov2
+from ..mmdiff_model.evaluation.encoders import ConnectedVision, load_clip, load_dino, load_dinov2
 from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces, unseen_faces
 from ..mmdiff_model.evaluation.picture import draw_report
 from ..mmdiff_model.evaluation.recogniser import Recogniser, load_recogniser
@@ -34,6 +34,11 @@ def recogniser_names() -> list[str]:
     files = map(Path, folder_paths.get_filename_list(FOLDER))
     folders = {file.parent.as_posix() for file in files if file.suffix == ".onnx"} - {"."}
     return [NONE, *sorted({*model_names()[1:], *folders})]
+
+
+def model_input(name: str, tooltip: str, optional: bool = False, options: list[str] | None = None) -> io.Combo.Input:
+    """A choice of a model's folder, `none` at first."""
+    return io.Combo.Input(name, options=options or model_names(), default=NONE, optional=optional, tooltip=tooltip)
 
 
 class MMDiffEvaluate(io.ComfyNode):
@@ -61,18 +66,14 @@ class MMDiffEvaluate(io.ComfyNode):
                     ),
                     tooltip="The photos of each subject. With none, only CLIP-T is measured.",
                 ),
-                io.Combo.Input(
+                model_input(
                     "clip_model",
-                    options=model_names(),
-                    default=NONE,
-                    tooltip="A CLIP model for CLIP-T and CLIP-I: a folder of models/mmdiff_evaluation with the files "
+                    "A CLIP model for CLIP-T and CLIP-I: a folder of models/mmdiff_evaluation with the files "
                     "of openai/clip-vit-large-patch14. 'none' leaves both out.",
                 ),
-                io.Combo.Input(
+                model_input(
                     "dino_model",
-                    options=model_names(),
-                    default=NONE,
-                    tooltip="A DINO model: a folder of models/mmdiff_evaluation with the files of "
+                    "A DINO model: a folder of models/mmdiff_evaluation with the files of "
                     "facebook/dino-vits16. 'none' leaves it out.",
                 ),
                 io.MultiType.Input(
@@ -88,30 +89,25 @@ class MMDiffEvaluate(io.ComfyNode):
                     tooltip="Name of the JSON file in the output folder, as in Save Image: it may hold a folder and "
                     "%date% parts.",
                 ),
-                io.Combo.Input(
+                model_input(
                     "dinov2_model",
-                    options=model_names(),
-                    default=NONE,
-                    optional=True,
-                    tooltip="A DINOv2 model beside DINO: a folder of models/mmdiff_evaluation with the files of "
+                    "A DINOv2 model beside DINO: a folder of models/mmdiff_evaluation with the files of "
                     "facebook/dinov2-base. 'none' leaves it out.",
-                ),
-                io.Combo.Input(
-                    "face_recogniser",
-                    options=recogniser_names(),
-                    default=NONE,
                     optional=True,
-                    tooltip="A second judge of the faces that face_analysis finds: a portrait is made from buffalo_l's "
+                ),
+                model_input(
+                    "face_recogniser",
+                    "A second judge of the faces that face_analysis finds: a portrait is made from buffalo_l's "
                     "own vector, so buffalo_l judges its own input. A folder of models/mmdiff_evaluation with an "
                     ".onnx file or a transformers model.",
-                ),
-                io.Combo.Input(
-                    "box_model",
-                    options=model_names(),
-                    default=NONE,
                     optional=True,
-                    tooltip="Finds each subject by its class word, for XVerseBench's IP and the swap matrix: a folder "
+                    options=recogniser_names(),
+                ),
+                model_input(
+                    "box_model",
+                    "Finds each subject by its class word, for XVerseBench's IP and the swap matrix: a folder "
                     "of models/mmdiff_evaluation with the files of IDEA-Research/grounding-dino-tiny.",
+                    optional=True,
                 ),
                 io.String.Input(
                     "words",
@@ -125,6 +121,12 @@ class MMDiffEvaluate(io.ComfyNode):
                     optional=True,
                     tooltip="One further photo of each subject, in their order, that no subject was encoded from: "
                     "faces that are nearer to their reference than to it are copied (copy-paste).",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="A CLIP vision model for CLIP-I where clip_model is 'none': the one that subjects are "
+                    "encoded with will do. It measures no CLIP-T.",
                 ),
             ],
             outputs=[
@@ -150,12 +152,14 @@ class MMDiffEvaluate(io.ComfyNode):
         box_model: str = NONE,
         words: str = "",
         unseen_photos: Tensor | None = None,
+        clip_vision=None,
     ) -> io.NodeOutput:
         check_prefix(filename_prefix)
         pictures = photos_from(images)
         subjects = connected_photos(references)
         faces_wanted = face_analysis is not None
-        check_choice(prompt, bool(subjects), clip_model, dino_model, faces_wanted, dinov2_model)
+        vision_wanted = clip_vision is not None
+        check_choice(prompt, bool(subjects), clip_model, dino_model, faces_wanted, dinov2_model, vision_wanted)
         check_judges(faces_wanted, dino_model, face_recogniser, box_model, unseen_photos is not None)
         unseen = None if unseen_photos is None else photos_from(unseen_photos, "unseen_photos")
         looked_for = [] if box_model == NONE else class_words(words, prompt, len(subjects))
@@ -169,6 +173,7 @@ class MMDiffEvaluate(io.ComfyNode):
                 (load_boxes, "box_model", box_model),
             )
         )
+        clip = ConnectedVision(clip_vision) if vision_wanted else clip
         faces = None if face_analysis is None else face_matcher(face_analysis, subjects, unseen=unseen)
         second = None if recogniser is None else face_matcher(face_analysis, subjects, recogniser, unseen)
         encoders = sum(model is not None for model in (clip, dino, dinov2))
@@ -202,13 +207,14 @@ class MMDiffEvaluate(io.ComfyNode):
         face_analysis=NOT_CONNECTED,
         filename_prefix=None,
         dinov2_model=NONE,
+        clip_vision=NOT_CONNECTED,
     ) -> bool | str:
-        faces = face_analysis is not NOT_CONNECTED
+        faces, vision = (socket is not NOT_CONNECTED for socket in (face_analysis, clip_vision))
         return validation(
             lambda: check_option("clip_model", clip_model, model_names()),
             lambda: check_option("dino_model", dino_model, model_names()),
             lambda: check_option("dinov2_model", dinov2_model, model_names()),
-            lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces, dinov2_model),
+            lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces, dinov2_model, vision),
             lambda: filename_prefix is None or check_prefix(filename_prefix),
         )
 
@@ -257,20 +263,24 @@ def check_choice(
     dino_model: str | None,
     faces: bool,
     dinov2_model: str | None = NONE,
+    vision: bool = False,
 ) -> None:
     """Raises ValueError where there is nothing to measure, or a chosen score lacks its prompt or photos; None is a
     linked input, not known yet."""
-    if clip_model == dino_model == dinov2_model == NONE and not faces:
+    if clip_model == dino_model == dinov2_model == NONE and not (faces or vision):
         raise ValueError(
             "clip_model: there is nothing to measure. Choose a clip_model or a dino_model from "
-            "models/mmdiff_evaluation, or connect face_analysis."
+            "models/mmdiff_evaluation, or connect face_analysis or clip_vision."
         )
+    if vision and clip_model not in (NONE, None):
+        raise ValueError("clip_vision: clip_model measures CLIP-I already. Disconnect it, or set clip_model to 'none'.")
     if clip_model not in (NONE, None) and prompt is not None and not plain_prompt(prompt):
         raise ValueError("prompt: it is empty, and CLIP-T compares the pictures with it. Write the pictures' prompt.")
     needs = {
         "dino_model": dino_model not in (NONE, None),
         "dinov2_model": dinov2_model not in (NONE, None),
         "face_analysis": faces,
+        "clip_vision": vision,
     }
     if not references and any(needs.values()):
         needing = next(name for name, chosen in needs.items() if chosen)

@@ -24,6 +24,7 @@ CHECKPOINT_SECONDS = 300
 # what a training's errors call by the configuration's keys, as the node shows it
 SHOWN = {
     "choose another output": "choose another name",
+    "Choose another output": "Choose another name",
     "choose another folder": "choose another name",
     "plan.batch_size on all processes": "batch_size",
     "plan.accumulation": "accumulation",

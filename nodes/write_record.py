@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor, nn
 
-from .annotate import DATA, data_folder, data_name
+from .annotate import DATA, data_folder, data_name, sheet_of
 from .checks import checked, validation
 from .folders import writing
 from .images import check_mask, photos_from
@@ -43,7 +43,10 @@ class MMDiffWriteRecord(io.ComfyNode):
                     "name", default="my_data", tooltip=f"Folder of the records in input/{DATA}; what is there stays."
                 ),
             ],
-            outputs=[io.String.Output(display_name="data", tooltip="The folder, for the data input of Train MM-Diff.")],
+            outputs=[
+                io.String.Output(display_name="data", tooltip="The folder, for the data input of Train MM-Diff."),
+                io.Image.Output(display_name="sheet", tooltip="The pictures with their masks, words and captions."),
+            ],
             is_output_node=True,
         )
 
@@ -80,7 +83,8 @@ class MMDiffWriteRecord(io.ComfyNode):
         for record in records:
             with writing("name", folder / record.name):
                 writer.write(record)
-        return io.NodeOutput(data_name(folder))
+        sheet = sheet_of([record.picture for record in records], records)
+        return io.NodeOutput(data_name(folder), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
     @classmethod
     def validate_inputs(cls, words=None, caption=None, name=None) -> bool | str:

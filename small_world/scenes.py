@@ -51,13 +51,25 @@ def make_scene(seed: int, index: int, held_out: bool = False, characters: int | 
 def start_scene(seed: int, index: int, held_out: bool = False, characters: int | None = None) -> tuple[Random, Story]:
     """The scene's story, and the randomness that its picture goes on with."""
     random = Random(f"scene {seed} {index} {held_out}")
-    looks = sample_looks(random, characters or random.choice((1, 2)), held_out)
+    return random, tell(random, sample_looks(random, characters or random.choice((1, 2)), held_out))
+
+
+def scene_of(word: str, seed: int, index: int) -> Scene:
+    """A scene with one character of a class word."""
+    random = Random(f"scene of {word} {seed} {index}")
+    story = tell(random, (sample_look(random, word=word),))
+    picture, masks = draw_scene(random, story.looks, story.actions, story.place, story.night)
+    return Scene(**vars(story), picture=picture, masks=masks)
+
+
+def tell(random: Random, looks: tuple[Look, ...]) -> Story:
+    """What the characters do, where, and its caption."""
     place, night = random.choice(tuple(PLACES)), random.random() < 0.2
     actions = tuple(random.choice(ACTIONS) for _ in looks)
     if len(actions) == 2 and random.random() < 0.5:
         actions = actions[:1] * 2
     caption, spans = write_caption(random, [look.word for look in looks], actions, place, night)
-    return random, Story(looks, actions, place, night, caption, tuple(spans))
+    return Story(looks, actions, place, night, caption, tuple(spans))
 
 
 def sample_looks(random: Random, characters: int, held_out: bool) -> tuple[Look, ...]:

@@ -32,7 +32,8 @@ Loss = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Trainer(Loop):
-    """A phase on one device; `folder`/<name>.checkpoint holds its state. Its loss chooses what runs in bfloat16."""
+    """A phase on one device; `folder`/<name>.checkpoint holds its state. All of its loss runs in the plan's precision,
+    unless the loss itself chooses more."""
 
     def __init__(self, name: str, plan: Plan, folder: Path, module: nn.Module):
         super().__init__(plan, module, State(folder / f"{name}.checkpoint", {}), Processes(training_device()))
@@ -47,9 +48,14 @@ class Trainer(Loop):
 
         loss_of(step) -> the loss, and figures for the log. Raises LossError, OSError.
         """
+
+        def compute(step: int) -> Micro:
+            with self.plan.autocast(self.processes.device):
+                return Micro(*loss_of(step))
+
         with signals() as stop:
             log = Log(self.name, self.step, self.plan.steps)
-            return self.run(lambda step: Micro(*loss_of(step)), CHECKPOINT_SECONDS, stop, log.write)
+            return self.run(compute, CHECKPOINT_SECONDS, stop, log.write)
 
 
 class Log:

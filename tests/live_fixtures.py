@@ -47,7 +47,7 @@ def photos(server, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("photos")
     for name, picture in pictures.items():
         picture.save(folder / name)
-    return [server.upload_image(folder / name) for name in pictures]
+    return [server.upload(folder / name) for name in pictures]
 
 
 def write_style_lora(folder: Path) -> None:

@@ -15,13 +15,14 @@ from conftest import ROOT
 from mmdiff_model.annotation.annotator import Annotator
 from mmdiff_model.annotation.captioner import Captioner
 from mmdiff_model.annotation.detector import Detector
-from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, MODELS, SEGMENTER, find_models, load
+from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, MODELS, SEGMENTER, find_models
 from mmdiff_model.annotation.journal import WRITTEN, Journal
 from mmdiff_model.annotation.pictures import list_pictures, read_caption, read_picture, record_name
 from mmdiff_model.annotation.segmenter import Segmenter
 from mmdiff_model.annotation.sheet import draw_sheet
 from mmdiff_model.annotation.words import NO_WORD, Box, Rejected
 from mmdiff_model.annotation.writers import FolderWriter, ShardWriter, names_in
+from mmdiff_model.model_folders import load_folder
 from mmdiff_model.training.records import Record, Records
 from tiny_annotators import write_blip2, write_florence2, write_grounding_dino, write_sam, write_sam2
 
@@ -55,7 +56,7 @@ def stay(model):
 
 
 def loaded(folder, role):
-    return load(folder, role, "models", stay, torch.float32)
+    return load_folder(folder, MODELS[role], "models", stay)
 
 
 class TrueDetector:
@@ -295,14 +296,24 @@ def test_a_set_of_models_that_does_not_do_is_named(models, tmp_path, names, prob
         find_models([together(models, tmp_path, *names)], "--models")
 
 
+def test_a_folder_of_another_model_is_told_from_an_empty_one(models, tmp_path):
+    place = together(models, tmp_path, "sam")
+    (place / "vit").mkdir()
+    (place / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(
+        ValueError, match=r"--models: no detector in .*set \('vit' is a model of type 'vit'\)\. It takes"
+    ):
+        find_models([place], "--models")
+
+
 def test_a_place_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--models: .*nowhere is not a folder\. It takes a detector"):
         find_models([tmp_path / "nowhere"], "--models")
 
 
 def test_a_model_that_transformers_does_not_know_yet_asks_for_another_transformers(models, monkeypatch):
-    monkeypatch.setitem(MODELS[SEGMENTER], "sam2", ("Sam2024Model", "Sam2Processor"))
-    with pytest.raises(ValueError, match=r"models: 'sam2' is a segmenter that .* \(Sam2024Model\)\. Update transf"):
+    monkeypatch.setitem(MODELS[SEGMENTER].classes, "sam2", ("Sam2024Model", "Sam2Processor"))
+    with pytest.raises(ValueError, match=r"models: 'sam2' is a model that .* \(Sam2024Model\)\. Update transf"):
         loaded(models["sam2"], SEGMENTER)
 
 
@@ -320,16 +331,14 @@ def drop_weights(folder):
 
 
 DAMAGES = {
-    r"models: config\.json in .* is damaged": lambda folder: (folder / "config.json").write_text("{"),
-    r"models: 'sam2' cannot be loaded as a segmenter: .*transformers itself reads": change_type,
-    r"models: 'sam2' cannot be loaded as a segmenter: its weights lack 1 parts, such as": drop_weights,
-    r"models: 'sam2' cannot be loaded as a segmenter: .*": lambda folder: (folder / "model.safetensors").unlink(),
-    r"models: 'sam2' cannot be loaded as a segmenter: .* ": lambda folder: (folder / "model.safetensors").write_bytes(
+    r"config\.json in .* is damaged": lambda folder: (folder / "config.json").write_text("{"),
+    r"'sam2' cannot be loaded: .*transformers itself reads, such as those of facebook": change_type,
+    r"'sam2' cannot be loaded: its weights lack [\w.]*decoder": drop_weights,
+    r".*sam2' lacks its weights \(model\.safetensors\)": lambda folder: (folder / "model.safetensors").unlink(),
+    r"'sam2' cannot be loaded: .*": lambda folder: (folder / "model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()[:1000]
     ),
-    r"models: 'sam2' cannot be loaded as a segmenter: .*  ?": lambda folder: (
-        folder / "processor_config.json"
-    ).unlink(),
+    r".*sam2' lacks preprocessor_config\.json": lambda folder: (folder / "processor_config.json").unlink(),
 }
 
 
@@ -337,7 +346,7 @@ DAMAGES = {
 def test_a_model_folder_that_cannot_be_loaded_is_named(models, tmp_path, problem):
     place = together(models, tmp_path, "dino", "sam2")
     DAMAGES[problem](place / "sam2")
-    with pytest.raises(ValueError, match=f"(?s){problem}"):
+    with pytest.raises(ValueError, match=f"(?s)^models: {problem}"):
         Annotator.load([place], WORDS, stay, torch.float32)
 
 

@@ -77,6 +77,20 @@ def test_subject_maps_sum_each_subjects_tokens_and_leave_the_rest_to_the_backgro
     torch.testing.assert_close(rest[0, 0], attention[:, 6:].sum(dim=1))
 
 
+@pytest.mark.parametrize("kind", [BALANCE, MASKED])
+def test_maps_are_made_in_float32_whatever_the_models_precision(kind):
+    q, k, image = (random(1, n, WIDTH, seed=n).bfloat16() for n in (SIDE * SIDE, 7, 6))
+    attention = Attention(("input", 4, 0), q, k, k, (image, image), OPTIONS)
+    totals = []
+    for autocast in (False, True):
+        constraint = AttentionConstraint(kind, MASKS, torch.tensor([[3, 1]]), text=BOTH, image=BOTH)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            constraint.read(attention, BOTH)
+        totals.append(constraint.total())
+    for kind, total in totals[0].items():
+        assert total.dtype == torch.float32 and torch.equal(total, totals[1][kind])
+
+
 def test_tokens_of_absent_subjects_get_no_attention():
     bias = torch.tensor([0.0, 0.0, -1e4, -1e4])[None, None, None]
     subjects, _ = subject_maps(random(1, 5, WIDTH), random(1, 4, WIDTH, seed=1), HEADS, bias, 2)

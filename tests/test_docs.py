@@ -20,7 +20,7 @@ SCHEMAS = [node.GET_SCHEMA() for node in asyncio.run(asyncio.run(sys.modules[PAC
 WEB_DIRECTORY = ROOT / sys.modules[PACK].WEB_DIRECTORY
 HELP = WEB_DIRECTORY / "docs"
 HEADINGS = {"en": ("Inputs", "Outputs"), "zh": ("\u8f93\u5165", "\u8f93\u51fa")}
-NEVER_FAIL = {"MMDiffDemoModels", "MMDiffDemoCharacter"}
+NEVER_FAIL = {"MMDiffDemoModels", "MMDiffDemoCharacter", "MMDiffDemoScenes"}
 CODE_COLUMNS = 24  # of a code block, in a panel of 222 px
 EACH_NODE = pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.node_id)
 

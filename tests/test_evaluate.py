@@ -17,19 +17,22 @@ from skimage import data
 from transformers import CLIPModel, CLIPProcessor, Dinov2Config, Dinov2Model, ViTImageProcessor, ViTModel
 
 from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, TOWER, TWO_PEOPLE, photo, write_clip, write_dino
-from mmdiff_model.evaluation.encoders import load_clip, load_dino
+from mmdiff_model.evaluation.encoders import ConnectedVision, load_clip, load_dino
+from mmdiff_model.evaluation.figures import Case, Models, match_scores, measure
 from mmdiff_model.evaluation.matching import FaceMatch, FaceMatcher, greedy_match, reference_faces
 from mmdiff_model.evaluation.picture import CELL, GAP, MARGIN, SHOWN, WIDTH, draw_report
 from mmdiff_model.evaluation.report import MATCHED_FACES, WHOLE_PICTURES, Report, Score
-from mmdiff_model.evaluation.similarity import evaluate, face_scores, plain_prompt
+from mmdiff_model.evaluation.similarity import evaluate, plain_prompt
 from mmdiff_model.faces import detect, find_faces, load_face_analysis, to_bgr
 from tiny_pack.faces import write_face_pack
+from tiny_pack.models import make_clip_vision
 
 PROMPT = "an astronaut<|subj|> and (a cat<|subj|>:1.3) in space"
 WORDS = "an astronaut and a cat in space"
 NAN = float("nan")
 
 
+VISION = make_clip_vision(1)
 PICTURES = torch.stack([ASTRONAUT[:300, :450], CAT[:300, :450], photo(data.coffee())[:300, :450]])
 
 
@@ -147,7 +150,8 @@ def test_models_are_known_to_comfyuis_memory_management(models):
 
     dino = load_dino(models / "dino", "dino_model")
     dino.embed([CAT])
-    assert any(loaded.model is dino.patcher for loaded in comfy.model_management.current_loaded_models)
+    loaded = [module for held in comfy.model_management.current_loaded_models for module in held.model.model.children()]
+    assert dino.loaded.model in loaded
 
 
 @pytest.mark.parametrize(
@@ -192,20 +196,25 @@ def test_greedy_matching_by_hand(similarities, matches):
 
 def test_minimum_is_the_weakest_matched_similarity():
     assert FaceMatch((0.6, 0.25, 0.9), (None, None, None)).minimum == 0.25
-    scores = face_scores([FaceMatch((0.6, 0.2), (None, None)), FaceMatch((0.0, 0.7), (None, None))])
-    assert [(score.metric, score.subject, score.values) for score in scores] == [
-        ("face", 1, (0.6, 0.0)),
-        ("face", 2, (0.2, 0.7)),
-        ("face minimum", None, (0.2, 0.0)),
-    ]
-    assert [score.metric for score in face_scores([FaceMatch((0.6,), (None,))])] == ["face"]
+    scores = match_scores(FaceMatch((0.6, 0.2), (None, None)))
+    assert scores == {("face", 1): 0.6, ("face", 2): 0.2, ("face minimum", None): 0.2}
+    assert match_scores(FaceMatch((0.6,), (None,))) == {("face", 1): 0.6}
+
+
+def matched(analysis, references, picture) -> FaceMatch:
+    """What the figures of one picture say of its faces."""
+    [figures] = measure(Models(), [Case(picture, "", faces=FaceMatcher(analysis, references))])
+    similarities = tuple(figures.scores["face", number + 1] for number in range(len(references)))
+    match = FaceMatch(similarities, figures.boxes)
+    assert figures.scores == match_scores(match)
+    return match
 
 
 def test_two_people_in_one_picture_are_each_matched(analysis):
     people = [ASTRONAUT, MIRRORED]
     found = find_faces(analysis, to_bgr(TWO_PEOPLE))
     assert len(found) == 2
-    match = FaceMatcher(analysis, [reference_faces(analysis, [person]) for person in people]).match(TWO_PEOPLE)
+    match = matched(analysis, [reference_faces(analysis, [person]) for person in people], TWO_PEOPLE)
     references = [face.embedding.numpy() for face in detect(analysis, people)]
     cosines = np.array([[face.normed_embedding @ reference for reference in references] for face in found])
     best = max(itertools.permutations(range(2)), key=lambda order: cosines[order, range(2)].max())
@@ -217,18 +226,18 @@ def test_two_people_in_one_picture_are_each_matched(analysis):
 def test_several_photos_of_a_subject_are_averaged(analysis):
     face = find_faces(analysis, to_bgr(ASTRONAUT))[0].normed_embedding
     references = reference_faces(analysis, [ASTRONAUT, MIRRORED])
-    [similarity] = FaceMatcher(analysis, [references]).match(ASTRONAUT).similarities
+    [similarity] = matched(analysis, [references], ASTRONAUT).similarities
     assert similarity == pytest.approx((1 + face @ references[1]) / 2, abs=1e-5)
     assert similarity < 0.99
 
 
 def test_no_face_and_unlike_faces_score_zero(analysis):
     reference = reference_faces(analysis, [ASTRONAUT])
-    none = FaceMatcher(analysis, [reference, reference]).match(NO_FACE)
+    none = matched(analysis, [reference, reference], NO_FACE)
     assert none == FaceMatch((0.0, 0.0), (None, None)) and none.minimum == 0
-    [opposite] = FaceMatcher(analysis, [-reference]).match(ASTRONAUT).similarities
+    [opposite] = matched(analysis, [-reference], ASTRONAUT).similarities
     assert opposite == 0
-    one_of_two = FaceMatcher(analysis, [reference, reference]).match(ASTRONAUT)
+    one_of_two = matched(analysis, [reference, reference], ASTRONAUT)
     assert sorted(one_of_two.similarities) == pytest.approx([0, 1], abs=1e-5) and one_of_two.minimum == 0
 
 
@@ -257,7 +266,11 @@ def test_interval_of_many_values_is_the_normal_one():
 
 
 def two_subject_report(pictures: int = 2) -> Report:
-    scores = (Score("CLIP-T", (0.3,) * pictures), *face_scores([FaceMatch((0.5, 0.25), ((9, 9, 60, 60), None))] * 2))
+    faces = match_scores(FaceMatch((0.5, 0.25), (None, None)))
+    scores = (
+        Score("CLIP-T", (0.3,) * pictures),
+        *(Score(metric, (value,) * pictures, subject) for (metric, subject), value in faces.items()),
+    )
     boxes = (((9.0, 9.0, 60.0, 60.0), None),) * pictures
     return Report("a man and a cat", (1, 3), {"clip": "vit-l", "face": "w600k_r50.onnx"}, scores, boxes)
 
@@ -353,13 +366,24 @@ def test_a_second_run_writes_a_second_file(models, output):
         ({"references": {}, "dino_model": NONE}, ["CLIP-T"]),
         ({"clip_model": NONE, "prompt": ""}, ["DINO"]),
         ({"dino_model": NONE}, ["CLIP-T", "CLIP-I"]),
+        ({"dino_model": NONE, "clip_model": NONE, "clip_vision": VISION, "prompt": ""}, ["CLIP-I"]),
     ],
-    ids=["no reference", "no CLIP", "no DINO"],
+    ids=["no reference", "no CLIP", "no DINO", "a connected CLIP alone"],
 )
 def test_what_is_left_out_is_not_scored(models, output, changes, metrics):
     run(**changes)
     [file] = output.iterdir()
     assert [score["metric"] for score in json.loads(file.read_text())["scores"]] == metrics
+
+
+def test_a_connected_clip_compares_as_its_own_model_does():
+    report = evaluate([CAT, MIRRORED], "", [[CAT, ASTRONAUT]], ConnectedVision(VISION))
+    vectors = [VISION.encode_image(picture[None])["image_embeds"][0] for picture in (CAT, MIRRORED, CAT, ASTRONAUT)]
+    one, other, *photos = (vector / vector.norm() for vector in vectors)
+    expected = [float(torch.stack([picture @ photo for photo in photos]).mean()) for picture in (one, other)]
+    assert values(report, "CLIP-I", 1) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 0.001, "the tiny model no longer tells these pictures apart"
+    assert report.models == {"clip": "clip_vision"}
 
 
 def test_models_are_listed_by_their_folders(models):
@@ -387,6 +411,11 @@ def test_grey_and_transparent_references_are_taken(models, output):
         ({"clip_model": "dino"}, "clip_model: 'dino' is a model of type 'vit', clip is needed"),
         ({"dino_model": "openai/clip"}, "dino_model: 'clip' is a model of type 'clip', vit or dinov2"),
         ({"dino_model": "gone"}, "dino_model: 'gone' is no longer in .*refresh"),
+        ({"clip_vision": VISION}, "clip_vision: clip_model measures CLIP-I already. Disconnect it"),
+        (
+            {"clip_model": NONE, "dino_model": NONE, "clip_vision": VISION, "references": {}},
+            "references: none is connected, and clip_vision compares",
+        ),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(models, output, changes, message):

@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from comfy_client import Client, ServerError
 from evaluation_models import ASTRONAUT, MIRRORED
 from mmdiff_model.evaluation.cases import pictures_in, read_pictures
-from painting import Server, ServerError, Work, Workflow, paint_all, plan
+from painting import Work, Workflow, paint_all, plan
 from tiny_prompt import with_tiny_models
 from workflow_api import to_api
 
 pytest_plugins = ["live_fixtures"]
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
-GONE = Server("http://127.0.0.1:9")
+GONE = Client("http://127.0.0.1:9")
 WORDS = {"anna": "woman", "bob": "man"}
 PAIR = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "old"}},
@@ -130,10 +131,10 @@ def portrait(server, object_info, photos, tmp_path) -> dict:
     return prompt
 
 
-def read(prompt: dict, folder: Path, server: Server) -> Workflow:
+def read(prompt: dict, folder: Path, client: Client) -> Workflow:
     path = folder / "workflow.json"
     path.write_text(json.dumps(prompt))
-    return Workflow.read(path, server)
+    return Workflow.read(path, client)
 
 
 @pytest.mark.live
@@ -142,7 +143,7 @@ def test_a_server_paints_what_is_missing(server, portrait, tmp_path):
     for name, photo in {"anna": ASTRONAUT, "bob": MIRRORED}.items():
         references[name] = [tmp_path / f"{name}.png"]
         Image.fromarray((photo * 255).byte().numpy()).save(references[name][0])
-    client, folder, said = Server(server.url), tmp_path / "pictures", []
+    client, folder, said = Client(server.url), tmp_path / "pictures", []
     workflow = read(portrait, tmp_path, client)
     works = list(plan([("anna",), ("bob",)], WORDS, lambda named: ["a photo of a {} in the snow"], 2))
     paint_all(folder, works, workflow, references, client, said.append)
@@ -158,7 +159,7 @@ def test_a_server_paints_what_is_missing(server, portrait, tmp_path):
 
 @pytest.mark.live
 def test_what_the_server_refuses_is_said(server, portrait, tmp_path):
-    client = Server(server.url)
+    client = Client(server.url)
     references = {"anna": [tmp_path / "anna.png"]}
     Image.fromarray((ASTRONAUT * 255).byte().numpy()).save(references["anna"][0])
     [latent] = [node for node in portrait.values() if node["class_type"] == "EmptyLatentImage"]
@@ -167,12 +168,12 @@ def test_what_the_server_refuses_is_said(server, portrait, tmp_path):
     def paint(name: str, work: Work = text) -> None:
         paint_all(tmp_path / name, [work], read(portrait, tmp_path, client), references, client, print)
 
-    with pytest.raises(ServerError, match="^server: .* refused /prompt: node .*there is no trigger"):
+    with pytest.raises(ServerError, match="^server: .* did not paint: node .*there is no trigger"):
         paint("failed", Work("anna/000_01.png", "a woman", "a woman", ("anna",), 1))
     latent["inputs"]["batch_size"] = 2
     with pytest.raises(ServerError, match="^workflow: it saves 2 pictures for a seed"):
         paint("two")
     latent["inputs"]["batch_size"] = 0
-    with pytest.raises(ServerError, match="^server: .* refused /prompt: node .*EmptyLatentImage.*batch_size"):
+    with pytest.raises(ServerError, match="^server: .* did not paint: node .*EmptyLatentImage.*batch_size"):
         paint("refused")
     assert not list(tmp_path.rglob("000_01.*"))

@@ -116,7 +116,7 @@ PLACE = """async (blueprint) => {
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
 def test_a_blueprint_is_listed_and_is_one_node(path, server, page, object_info):
     """Its own inputs are all that is left to connect; its widgets reach the nodes inside."""
-    listed = {entry["name"] for entry in json.loads(server._get("/global_subgraphs")).values()}
+    listed = {entry["name"] for entry in json.loads(server.ask("/global_subgraphs")).values()}
     assert path.stem in listed
     blueprint = json.loads(path.read_text())
     placed = page.evaluate(PLACE, blueprint)

@@ -86,7 +86,7 @@ def bad_files(server, photos, tmp_path_factory) -> None:
     save_file(latent, server.folder / "input" / "nan.latent")
     wall = tmp_path_factory.mktemp("no_face") / "wall.png"
     Image.new("RGB", (320, 240), "navy").save(wall)
-    server.upload_image(wall)
+    server.upload(wall)
 
 
 def write_folder(folder: Path, files: dict[str, bytes | None]) -> None:

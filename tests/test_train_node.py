@@ -116,7 +116,7 @@ def test_cancelling_keeps_what_was_trained_and_running_again_goes_on(server, rec
     def cancel() -> None:
         while not log.is_file() or len(log.read_text().splitlines()) < 4:
             time.sleep(0.05)
-        server._post("/interrupt", b"{}", "application/json")
+        server.post("/interrupt", {})
 
     canceller = threading.Thread(target=cancel)
     canceller.start()

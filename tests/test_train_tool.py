@@ -118,8 +118,9 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(configure):
 
 def test_two_processes_are_one_with_twice_the_batch(configure):
     trained = {"small_world": str(ROOT / "small_world" / "weights")}  # untrained ones hardly have a gradient
-    alone = configure("alone", base=trained, plan={"batch_size": 4, "steps": 1})
-    pair = configure("pair", base=trained, plan={"batch_size": 2, "steps": 1})
+    drops = {"text": 0.2, "image": 0.4, "both": 0.2}  # so that processes reach different parameters
+    alone = configure("alone", base=trained, drops=drops, plan={"batch_size": 4, "steps": 1, "accumulation": 2})
+    pair = configure("pair", base=trained, drops=drops, plan={"batch_size": 2, "steps": 1, "accumulation": 2})
     train(alone)
     train(pair, ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
     assert state_of(pair)["identity"] == state_of(alone)["identity"]

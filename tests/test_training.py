@@ -16,8 +16,13 @@ from mmdiff_model.sampling import apply_subjects
 from mmdiff_model.subject import encode_subject
 from mmdiff_model.text import encode_text, with_text_lora
 from mmdiff_model.training.dataset import Batch, Drops, Examples
+from mmdiff_model.training.encoders import attend_as_torch, attend_by_products
 from mmdiff_model.training.examples import Preparation
+from mmdiff_model.training.loop import Loop, Micro
 from mmdiff_model.training.objective import Losses, Objective
+from mmdiff_model.training.plan import Plan
+from mmdiff_model.training.processes import Processes
+from mmdiff_model.training.state import State
 from mmdiff_model.training.trainable import IMAGE_BRANCH, LORA, PARTS, REFINER, TEXT_FUSION, VISION, Shape, Trainable
 
 sys.path.append(str(ROOT))
@@ -25,7 +30,7 @@ sys.path.append(str(ROOT))
 from small_world.world import World  # noqa: E402
 
 SIZE = 128
-DEFAULT = Losses()
+DEFAULT, PLAN = Losses(), Plan(steps=1)
 SHAPE = Shape(num_tokens=4, depth=1, token_hidden=64, lora_rank=4, text_lora_rank=4, vision_layers=1)
 KEEP_ALL = Drops(text=0, image=0, both=0, background=0)
 WORLD = World(seed=11, count=24)
@@ -42,10 +47,13 @@ def training(tiny):
     """Builds an objective over the tiny models; it is closed at the end."""
     made = []
 
-    def build(losses: Losses = DEFAULT, parts: tuple[str, ...] = PARTS, shape: Shape = SHAPE) -> Objective:
+    def build(
+        losses: Losses = DEFAULT, parts: tuple[str, ...] = PARTS, shape: Shape = SHAPE, plan: Plan = PLAN
+    ) -> Objective:
         torch.manual_seed(7)
         trainable = Trainable(tiny.model.model, tiny.clip, tiny.clip_vision, "subject", shape, parts)
-        made.append(Objective(tiny.model, tiny.clip, tiny.clip_vision, trainable, losses, prepare(tiny).empty))
+        empty = prepare(tiny).empty
+        made.append(Objective(tiny.model, tiny.clip, tiny.clip_vision, trainable, losses, empty, plan))
         return made[-1]
 
     yield build
@@ -261,3 +269,49 @@ def test_noise_levels_count_as_the_losses_say(tiny, training, losses, weights):
     for sigma, weight in zip((0.1, 3.0, 10.0), weights, strict=True):
         found = objective.noise_loss(torch.ones(1, 4, 16, 16), torch.tensor([sigma]), batch)
         assert found.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_half_precision_is_for_the_base_and_the_adapter_and_not_for_the_vae(tiny, training, tmp_path):
+    plan = Plan(steps=1, precision="bf16")
+    objective = training(plan=plan)
+    text, vision, unet = tiny.clip.cond_stage_model, tiny.clip_vision.model, tiny.model.model.diffusion_model
+    layers = {
+        "vae": tiny.vae.first_stage_model.encoder.conv_in,
+        "unet": unet.get_submodule("input_blocks.4.1.transformer_blocks.0.attn2.to_q"),
+        "text": text.clip_g.transformer.text_model.encoder.layers[0].self_attn.q_proj,
+        "vision": vision.vision_model.encoder.layers[0].self_attn.q_proj,
+        "adapter": objective.trainable.adapter.cls_head.fc,
+    }
+    seen: dict[str, set[torch.dtype]] = {name: set() for name in layers}
+    hooks = [
+        layer.register_forward_hook(lambda _, inputs, output, name=name: seen[name].add(output.dtype))
+        for name, layer in layers.items()
+    ]
+    loop = Loop(plan, objective.trainable, State(tmp_path / "state.pt", {}), Processes(torch.device("cpu")))
+    data = Examples(WORLD, prepare(tiny), KEEP_ALL, seed=3)
+    figures, _ = loop.update(lambda number: Micro(*objective.loss(data.batch(number, 2))))
+    for hook in hooks:
+        hook.remove()
+    assert seen.pop("vae") == {torch.float32}
+    assert all(dtypes == {torch.bfloat16} for dtypes in seen.values()), seen
+    assert all(torch.tensor(value).isfinite() for value in figures.values())
+
+
+def test_torchs_attention_stands_in_for_the_hosts_with_its_gradient(tiny, training):
+    objective, batch = training(), examples(tiny).batch(0, 2)
+    losses, gradients = [], []
+    for objective.attention in (attend_by_products, attend_as_torch):
+        objective.trainable.zero_grad()
+        loss = objective.loss(batch)[0]
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(objective.trainable.background.grad.clone())
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-3)
+
+    def without_gradient(q, k, v, heads, **options):
+        raise AssertionError("the host's own kernel is not asked")
+
+    q = torch.randn(1, 5, 8, requires_grad=True)
+    attend_as_torch(without_gradient, q, q, q, 2).sum().backward()
+    assert q.grad.abs().sum() > 0

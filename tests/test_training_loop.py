@@ -35,7 +35,8 @@ def fit(loop: Loop, size: int = 4):
     def compute(number: int) -> Micro:
         examples = [torch.Generator().manual_seed(n) for n in range(number * size, (number + 1) * size)]
         x = torch.stack([torch.randn(3, generator=random) for random in examples])
-        loss = (loop.module(x) - x[:, :2].sin()).square().mean()
+        with loop.plan.autocast(ALONE.device):
+            loss = (loop.module(x) - x[:, :2].sin()).square().mean()
         return Micro(loss, {"error": loss.detach().sqrt()}, [f"example {number}"])
 
     return compute
@@ -160,6 +161,20 @@ def test_a_state_of_another_training_is_refused(tmp_path):
     make_loop(tmp_path, identity={"base": "aaa", "seed": "1"}).save()
     with pytest.raises(StateError, match=r"state\.pt: .*other settings \(base was aaa, now bbb\).*another output"):
         make_loop(tmp_path, identity={"base": "bbb", "seed": "1"})
+
+
+def test_a_state_of_another_version_or_a_damaged_one_is_refused(tmp_path):
+    make_loop(tmp_path).save()
+    path, whole = tmp_path / "state.pt", (tmp_path / "state.pt").read_bytes()
+    path.write_bytes(whole[:-200])
+    with pytest.raises(StateError, match=r"state\.pt: it is damaged, or of another version .*Choose another output"):
+        make_loop(tmp_path)
+    path.write_bytes(whole)
+    for change in ({"optimizer": None}, {"module": {"0.weight": torch.ones(2, 2)}}):
+        saved = {**torch.load(path, weights_only=True), **change}
+        torch.save({key: value for key, value in saved.items() if value is not None}, tmp_path / "other.pt")
+        with pytest.raises(StateError, match="of another version"):
+            State(tmp_path / "other.pt", {}).load(ALONE.device, make_loop(tmp_path / "new").restore)
 
 
 def test_a_missing_folder_is_made_and_an_unwritable_one_is_named(tmp_path):

@@ -27,6 +27,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 WORKFLOWS = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
 DEMO = "MM-Diff demo (nothing to download)"
 DEMOS = [name for name in WORKFLOWS if name.startswith("MM-Diff demo")]
+FROM_PHOTOS = "MM-Diff demo, from photos to a checkpoint"
 SAVE_AND_LOAD = "save_and_load_subject"  # paints only when its second part is switched on
 PAINTING = [name for name in WORKFLOWS if name != SAVE_AND_LOAD]
 
@@ -50,7 +51,8 @@ def real_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_every_kind_of_use_has_a_workflow():
     used = {node["type"] for name in WORKFLOWS for node in load(name)["nodes"]}
-    assert len(WORKFLOWS) == 14 and len(DEMOS) == 5
+    assert len(WORKFLOWS) == 15 and len(DEMOS) == 6
+    assert used >= {"MMDiffDemoScenes", "MMDiffWriteRecord", "MMDiffTrain", "MMDiffEvaluate"}
     assert used >= {"MMDiffApply", "MMDiffMixSubjects", "MMDiffSubjectRegion", "MMDiffRoutingPreview"}
     assert used >= {"MMDiffSaveSubject", "MMDiffLoadSubject", "LoraLoader", "ControlNetApplyAdvanced"}
 
@@ -145,7 +147,7 @@ def run(server, object_info, photos) -> Callable[[str], Run]:
     @cache
     def run_workflow(name: str) -> Run:
         if name in DEMOS:
-            return queue_twice(server, to_api(load(name), object_info))
+            return queue_twice(server, shortened(to_api(load(name), object_info)))
         return queue_twice(server, tiny_prompt(load(name), object_info, photos))
 
     return run_workflow
@@ -205,6 +207,24 @@ def test_demo_paints_other_pictures_of_another_character(number, run, server):
 
 
 @pytest.mark.live
+def test_from_photos_to_a_checkpoint_every_node_shows_what_became_of_it(run, server):
+    """Data, training and score of one workflow; the pictures are looked at where it is run in full."""
+    done = run(FROM_PHOTOS)
+    (record,), (train,), (evaluate,) = (
+        nodes_of(done.prompt, kind) for kind in ("MMDiffWriteRecord", "MMDiffTrain", "MMDiffEvaluate")
+    )
+    data = server.folder / "input" / "mmdiff_data" / "demo_cats"
+    assert len(list(data.glob("*.json"))) == 4
+    trained = server.folder / "output" / "mmdiff_training" / "demo_cats"
+    assert (trained / "mmdiff.safetensors").is_file() and len((trained / "log.csv").read_text().splitlines()) == 3
+    file = min((server.folder / "output" / "mm-diff").glob("demo_from_photos*.json"))
+    assert [score["metric"] for score in json.loads(file.read_text())["scores"]] == ["CLIP-I"]
+    for node in (record, train, evaluate):
+        (sheet,) = server.images(done.outputs, node)
+        assert pixels(sheet).std() > 1
+
+
+@pytest.mark.live
 def test_saved_subject_paints_the_same_picture_as_its_photo(server, object_info, photos):
     workflow = load(SAVE_AND_LOAD)
     server.run(tiny_prompt(workflow, object_info, photos))
@@ -221,6 +241,14 @@ def test_saved_subject_paints_the_same_picture_as_its_photo(server, object_info,
     from_photo = saved_pictures(server, prompt, server.run(prompt))
     for node_id, pictures in from_file.items():
         assert np.array_equal(pictures, from_photo[node_id])
+
+
+def shortened(prompt: Prompt) -> Prompt:
+    """The prompt with a training of few pictures and steps."""
+    for kind, changes in {"MMDiffTrain": {"steps": 2}, "MMDiffDemoScenes": {"count": 4}}.items():
+        for key in nodes_of(prompt, kind):
+            prompt[key]["inputs"] |= changes
+    return prompt
 
 
 def tiny_prompt(workflow: dict[str, Any], object_info: dict[str, Any], photos: list[str]) -> Prompt:

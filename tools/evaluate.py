@@ -134,8 +134,9 @@ def without_word(subjects: set[str], words: dict[str, str], needing: str) -> Non
 
 
 def paint(options: argparse.Namespace, references: dict[str, list[Path]], words: dict[str, str], classes: Any) -> None:
+    from comfy_client import Client
     from mmdiff_model.evaluation.cases import BETWEEN, read_text
-    from painting import Server, Workflow, paint_all, plan
+    from painting import Workflow, paint_all, plan
 
     if options.workflow is None:
         raise ValueError("workflow: --server paints with a workflow. Give its file with --workflow.")
@@ -151,11 +152,11 @@ def paint(options: argparse.Namespace, references: dict[str, list[Path]], words:
             raise ValueError(f"prompts: {options.prompts} is empty.")
     elif classes is None:
         raise ValueError("prompts: give a file with --prompts, one prompt a line, {} for each class word.")
-    server = Server(options.server)
+    client = Client(options.server)
     works = list(
         plan(subjects, words, lambda group: given if options.prompts else classes.prompts(group[0]), options.seeds)
     )
-    paint_all(options.pictures, works, Workflow.read(options.workflow, server), references, server, say)
+    paint_all(options.pictures, works, Workflow.read(options.workflow, client), references, client, say)
 
 
 def load(
@@ -241,7 +242,7 @@ def measure(
 
 
 def is_vit_s16(dino: Any) -> bool:
-    config = dino.patcher.model.dino.config
+    config = dino.loaded.model.config
     return (config.model_type, config.hidden_size, config.patch_size) == ("vit", 384, 16)
 
 

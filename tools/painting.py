@@ -6,15 +6,12 @@ import copy
 import hashlib
 import json
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comfy_client import Client, Prompt, PromptError, ServerError
 from mmdiff_model.evaluation.cases import BETWEEN
 from mmdiff_model.files import write_whole
 from workflow_api import to_api
@@ -26,8 +23,6 @@ ENCODER, FILES = "MMDiffEncodeSubject", ("LoadImage", "LoadImageMask")
 FOLLOWED = {ENCODER: ("images",), "MMDiffSubjectRegion": ("subject",)}
 PLAN_FILE = "plan.json"
 POLL_SECONDS = 0.5
-
-Prompt = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,94 +65,39 @@ def filled_in(prompt: str, words: Sequence[str]) -> str:
     return first + "".join(word + text for word, text in zip(words, rest, strict=True))
 
 
-class ServerError(RuntimeError):
-    """The server does not answer, refused a prompt, or failed in it."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running ComfyUI."""
-
-    url: str
-
-    def object_info(self) -> dict[str, Any]:
-        return json.loads(self._ask("/object_info"))
-
-    def upload(self, photo: Path) -> str:
-        """Puts a photo into the input folder under a name made from its content -> the name that Load Image takes."""
-        content, boundary = photo.read_bytes(), uuid.uuid4().hex
-        name = hashlib.sha256(content).hexdigest()[:16] + photo.suffix.lower()
-        fields = {"overwrite": "true", "subfolder": "mmdiff_evaluation"}
-        parts = [
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'
-            for key, value in fields.items()
-        ]
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
-        body = "".join(parts).encode() + head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
-        answer = json.loads(self._ask("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
-        return "/".join(filter(None, (answer["subfolder"], answer["name"])))
-
-    def paint(self, prompt: Prompt) -> bytes:
-        """Runs an API-format prompt -> the one picture that its Save Image nodes give. Raises ServerError."""
-        prompt_id = json.loads(self._ask("/prompt", json.dumps({"prompt": prompt}).encode()))["prompt_id"]
-        done = self._wait(prompt_id)
-        if done["status"]["status_str"] != "success":
-            errors = [
-                data
-                for kind, data in done["status"]["messages"]
-                if kind in ("execution_error", "execution_interrupted")
-            ]
-            text = errors[-1].get("exception_message", "it was interrupted").strip() if errors else "it failed"
-            raise ServerError(f"server: the workflow failed at node {errors[-1]['node_id'] if errors else '?'}: {text}")
-        images = [
-            image
-            for output in done["outputs"].values()
-            for image in output.get("images", [])
-            if image["type"] == "output"
-        ]
-        if len(images) != 1:
-            raise ServerError(
-                f"workflow: it saves {len(images)} pictures for a seed, one is needed. Keep one Save Image, and set "
-                "the batch size to 1: --seeds gives more pictures."
-            )
-        return self._ask(f"/view?{urllib.parse.urlencode(images[0])}")
-
-    def _wait(self, prompt_id: str) -> dict[str, Any]:
-        while True:
-            queue = json.loads(self._ask("/queue"))  # before the history, which a prompt enters as it leaves the queue
-            if done := json.loads(self._ask(f"/history/{prompt_id}")).get(prompt_id):
-                return done
-            if prompt_id not in {item[1] for items in queue.values() for item in items}:
-                raise ServerError(
-                    "server: it no longer knows the prompt; was it restarted? Run the same command again."
-                )
-            time.sleep(POLL_SECONDS)
-
-    def _ask(self, path: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
-        request = urllib.request.Request(self.url.rstrip("/") + path, body, {"Content-Type": kind})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            raise ServerError(f"server: {self.url} refused {path.split('?')[0]}: {refusal(error)}") from error
-        except (OSError, ValueError) as error:
-            raise ServerError(
-                f"server: {self.url} does not answer ({error}). Start ComfyUI, and run the same command again."
-            ) from error
-
-
-def refusal(error: urllib.error.HTTPError) -> str:
-    """What ComfyUI says of a prompt that it refuses, node by node."""
+def paint(client: Client, prompt: Prompt) -> bytes:
+    """Runs an API-format prompt -> the one picture that its Save Image nodes give. Raises ServerError."""
     try:
-        answer = json.loads(error.read())
-        nodes = [
-            f"node {number} ({node['class_type']}): {problem['message']}: {problem['details']}"
-            for number, node in answer["node_errors"].items()
-            for problem in node["errors"]
-        ]
-        return "; ".join(nodes) or answer["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        return f"{error.code} {error.reason}"
+        outputs = wait(client, client.queue(prompt))
+    except PromptError as error:
+        raise ServerError(f"server: {client.url} did not paint: {error}") from error
+    images = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
+    if len(images) != 1:
+        raise ServerError(
+            f"workflow: it saves {len(images)} pictures for a seed, one is needed. Keep one Save Image, and set the "
+            "batch size to 1: --seeds gives more pictures."
+        )
+    return client.view(images[0])
+
+
+def wait(client: Client, prompt_id: str) -> dict[str, Any]:
+    """What a queued prompt's nodes show in the end. Raises PromptError, ServerError."""
+    while True:
+        waiting = client.waiting()  # before the history, which a prompt enters as it leaves the queue
+        if done := client.history(prompt_id):
+            for kind, data in done["status"]["messages"]:
+                if kind in ("execution_error", "execution_interrupted"):
+                    raise PromptError.of_event(kind, data)
+            return done["outputs"]
+        if prompt_id not in waiting:
+            raise ServerError("server: it no longer knows the prompt; was it restarted? Run the same command again.")
+        time.sleep(POLL_SECONDS)
+
+
+def upload(client: Client, photo: Path) -> str:
+    """Puts a photo into the input folder under a name made from its content -> the name that Load Image takes."""
+    name = hashlib.sha256(photo.read_bytes()).hexdigest()[:16] + photo.suffix.lower()
+    return client.upload(photo, name, subfolder="mmdiff_evaluation", overwrite="true")
 
 
 @dataclass(frozen=True)
@@ -169,13 +109,13 @@ class Workflow:
     photos: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def read(cls, path: Path, server: Server) -> Workflow:
+    def read(cls, path: Path, client: Client) -> Workflow:
         """A workflow as the front end saves or exports it. Raises ValueError where a part is missing."""
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"workflow: {path} cannot be read: {error}.") from error
-        prompt = to_api(saved, server.object_info()) if "nodes" in saved else saved
+        prompt = to_api(saved, client.object_info()) if "nodes" in saved else saved
         texts = [number for number, node in prompt.items() if node["class_type"] in TEXT_NODES]
         if len(texts) != 1:
             raise ValueError(f"workflow: it has {len(texts)} of {' or '.join(TEXT_NODES)}, one is needed.")
@@ -235,7 +175,7 @@ def paint_all(
     works: Sequence[Work],
     workflow: Workflow,
     references: dict[str, list[Path]],
-    server: Server,
+    client: Client,
     say: Callable[[str], None],
 ) -> None:
     """Paints what the folder lacks, from the first photo of each subject. A picture's prompt lies beside it.
@@ -258,8 +198,8 @@ def paint_all(
     for done, work in enumerate(missing, start=1):
         for subject in work.subjects:
             if subject not in uploaded:
-                uploaded[subject] = server.upload(references[subject][0])
-        picture = server.paint(workflow.fill(work, [uploaded[subject] for subject in work.subjects]))
+                uploaded[subject] = upload(client, references[subject][0])
+        picture = paint(client, workflow.fill(work, [uploaded[subject] for subject in work.subjects]))
         path = folder / work.name
         write_whole(
             path.with_suffix(".txt"), lambda partial, work=work: partial.write_text(work.plain, encoding="utf-8")

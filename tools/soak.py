@@ -184,7 +184,7 @@ def start_and_soak(jobs: int, seed: int) -> Figures:
         write_tiny_models(server.models)
         photo = server.folder / "person.png"
         Image.fromarray(skimage.data.astronaut()).save(photo)
-        return soak(server, server.upload_image(photo), jobs, seed, lambda line: print(line, flush=True))
+        return soak(server, server.upload(photo), jobs, seed, lambda line: print(line, flush=True))
 
 
 def main() -> int:

@@ -1,18 +1,18 @@
 """Pictures become records: the released tool's steps, a batch of pictures in one pass of each model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
+from ..model_folders import Place, load_folder
 from ..training.records import Record, Segment
 from .captioner import Captioner
 from .detector import Detector
-from .folders import CAPTIONER, DETECTOR, SEGMENTER, Ready, find_models, load
+from .folders import CAPTIONER, DETECTOR, MODELS, SEGMENTER, find_models
 from .segmenter import Segmenter
 from .words import NO_WORD, Box, Phrase, Rejected, choose, find_words, is_subject, keep_apart, key, write_caption
 
@@ -33,7 +33,7 @@ class Annotator:
         cls,
         places: Sequence[Path],
         words: tuple[str, ...],
-        place: Callable[[nn.Module], Ready],
+        place: Place,
         dtype: torch.dtype,
         source: str = "models",
     ) -> "Annotator":
@@ -41,7 +41,9 @@ class Annotator:
         folders = find_models(places, source)
         kinds = {CAPTIONER: Captioner, DETECTOR: Detector, SEGMENTER: Segmenter}
         parts = {
-            role: kinds[role](load(folder, role, source, place, dtype if role == CAPTIONER else torch.float32))
+            role: kinds[role](
+                load_folder(folder, MODELS[role], source, place, dtype if role == CAPTIONER else torch.float32)
+            )
             for role, folder in folders.items()
         }
         annotator = cls(parts[DETECTOR], parts[SEGMENTER], parts.get(CAPTIONER), words)

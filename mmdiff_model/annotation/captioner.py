@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from .folders import Loaded
+from ..model_folders import Loaded
 
 CAPTION, GROUNDING = "<CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>"
 CAPTION_TOKENS, GROUNDING_TOKENS = 60, 512

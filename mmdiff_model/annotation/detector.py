@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from .folders import Loaded
+from ..model_folders import Loaded
 from .words import Box
 
 BOX_THRESHOLD, TEXT_THRESHOLD = 0.3, 0.25

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .folders import Loaded
+from ..model_folders import Loaded
 
 Edges = tuple[float, float, float, float]
 

@@ -4,43 +4,32 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import comfy.model_management
 import torch
-from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_convert, nms
 
+from ..annotation.folders import DINO
 from ..annotation.words import split_words
+from ..managed import managed
+from ..model_folders import Kind, Loaded, load_folder
 from ..prompt import TRIGGER, strip_triggers, word_ends
-from .encoders import TOKENIZERS, check_folder, errors_of, lacking, load_parts, patcher_of, to_bytes
+from .encoders import to_bytes
 from .matching import Box
 
-TYPES = ("grounding-dino",)
-ORIGIN = "IDEA-Research/grounding-dino-tiny"
+KIND = Kind("IDEA-Research/grounding-dino-tiny", {"grounding-dino": DINO}, reads_text=True)
 THRESHOLD, OVERLAP = 0.25, 0.5
 CROPS = 3
 SMALLEST = 1 / 20  # of the picture's width: the side of the smallest box, and a quarter of it on its shorter side
 BATCH = 4
 
 
-class Detector(nn.Module):
-    """ModelPatcher writes `device`, which transformers' own modules only let read."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-
 @dataclass(frozen=True)
 class BoxFinder:
-    """Grounding DINO under its patcher, with the folder's image processor and tokenizer."""
+    """Grounding DINO, called `name`."""
 
     name: str
-    patcher: ModelPatcher
-    processor: Any
-    tokenizer: Any
+    loaded: Loaded
 
     def find(self, pictures: Sequence[Tensor], words: Sequence[Sequence[str]]) -> list[dict[str, list[Box]]]:
         """Pictures (H, W, 3) in 0..1 and the words of each -> its boxes by word in pixels, the surest first."""
@@ -58,14 +47,14 @@ class BoxFinder:
 
     @torch.no_grad()
     def _find(self, pictures: Sequence[Tensor], words: Sequence[str]) -> list[dict[str, list[Box]]]:
-        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        device = self.patcher.load_device
+        device, processor = self.loaded.ready(), self.loaded.processor
         text, spans = caption_of(words)
-        tokens = self.tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+        tokens = processor.tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
         offsets = tokens.pop("offset_mapping")[0]
         given = {name: value.expand(len(pictures), -1).to(device) for name, value in tokens.items()}
-        pixels = self.processor(images=[to_bytes(picture) for picture in pictures], return_tensors="pt").to(device)
-        output = self.patcher.model.model(**given, **pixels)
+        images = [to_bytes(picture) for picture in pictures]
+        pixels = processor.image_processor(images=images, return_tensors="pt").to(device)
+        output = self.loaded.model(**given, **pixels)
         scores, boxes = output.logits.sigmoid().float().cpu(), output.pred_boxes.float().cpu()
         height, width = pictures[0].shape[:2]
         boxes = box_convert(boxes, "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
@@ -136,15 +125,5 @@ def square_crop(picture: Tensor, box: Box) -> Tensor:
 
 
 def load_boxes(folder: Path, source: str) -> BoxFinder:
-    """A GroundingDinoForObjectDetection. Raises ValueError: files missing, damaged or of another model."""
-    from transformers import AutoTokenizer, GroundingDinoForObjectDetection
-
-    check_folder(folder, source, TYPES, ORIGIN)
-    if not any(all((folder / name).is_file() for name in names) for names in (*TOKENIZERS, ("vocab.txt",))):
-        raise ValueError(lacking(folder, source, "its tokenizer (tokenizer.json)", ORIGIN))
-    with errors_of(folder, source, ORIGIN):
-        model, processor, missing = load_parts(GroundingDinoForObjectDetection, folder)
-        if missing:
-            raise ValueError(f"its weights lack {', '.join(missing[:3])}")
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return BoxFinder(folder.name, patcher_of(Detector(model)), processor, tokenizer)
+    """A Grounding DINO. Raises ValueError: files missing, damaged or of another model."""
+    return BoxFinder(folder.name, load_folder(folder, KIND, source, managed))

@@ -130,12 +130,6 @@ class FaceMatcher:
         recognition = models.get("recognition") if isinstance(models, Mapping) else None
         return Path(getattr(recognition, "model_file", type(self.analysis).__name__)).name
 
-    def match(self, picture: Tensor) -> FaceMatch:
-        """A picture (H, W, 3): mean cosine of each matched face with its subject's photos, at least 0."""
-        image = to_bgr(picture)
-        found = find_faces(self.analysis, image)
-        return match_faces(face_cosines(found_vectors(self.recogniser, image, found), self.references), boxes_of(found))
-
 
 def boxes_of(found: Sequence[Any]) -> list[Box]:
     return [tuple(map(float, face.bbox)) for face in found]

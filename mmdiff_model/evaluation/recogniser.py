@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .encoders import PictureEncoder, check_folder, errors_of, load_parts, patcher_of
+from ..managed import managed
+from ..model_folders import Kind, errors_of, load_folder
+from .encoders import PICTURES_ALONE, PictureEncoder
 
 SETTINGS = "preprocessor_config.json"
-ORIGIN = "a face recogniser in transformers' layout, or one .onnx file"
+KIND = Kind("a face recogniser in transformers' layout, or one .onnx file", {}, other=PICTURES_ALONE)
 ALIGNED = 112  # ArcFace's crop; other sizes are cut at a multiple of it and resized
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
@@ -59,32 +61,19 @@ def load_recogniser(folder: Path, source: str) -> Recogniser:
     return _load_onnx(files[0], source) if files else _load_transformers(folder, source)
 
 
-class FaceFeatures(nn.Module):
-    """A vision model; its vector is what it pools, or the class token where its weights have no pooler."""
-
-    def __init__(self, model: nn.Module, pooled: bool):
-        super().__init__()
-        self.model = model
-        self.pooled = pooled
-
-    def pictures(self, pixels: Tensor) -> Tensor:
-        output = self.model(pixel_values=pixels)
-        return output.pooler_output.flatten(1) if self.pooled else output.last_hidden_state[:, 0]
-
-
 def _load_transformers(folder: Path, source: str) -> Recogniser:
-    from transformers import AutoModel
+    """A vision model; its vector is what it pools, or the class token where its weights have no pooler."""
+    loaded = load_folder(folder, KIND, source, managed, may_lack=("pooler.",))
+    side = ALIGNED * 2  # the processor resizes to its own size
 
-    check_folder(folder, source, None, ORIGIN)
-    with errors_of(folder, source, ORIGIN):
-        model, processor, missing = load_parts(AutoModel, folder)
-        if model.main_input_name != "pixel_values":
-            raise ValueError(f"a model of type '{model.config.model_type}' does not read pictures alone")
-        pooled = not any(name.startswith("pooler.") for name in missing)
-        if lacking := [name for name in missing if not name.startswith("pooler.")]:
-            raise ValueError(f"its weights lack {', '.join(lacking[:3])}")
-        encoder = PictureEncoder(folder.name, patcher_of(FaceFeatures(model, pooled)), processor)
-        side = ALIGNED * 2  # the processor resizes to its own size
+    def features(pixels: Tensor) -> Tensor:
+        output = loaded.model(pixel_values=pixels)
+        return output.last_hidden_state[:, 0] if loaded.lacking else output.pooler_output.flatten(1)
+
+    encoder = PictureEncoder(folder.name, loaded, loaded.processor, features)
+    with errors_of(folder, source, KIND.origin):
+        if loaded.model.main_input_name != "pixel_values":
+            raise ValueError(f"a model of type '{loaded.model.config.model_type}' does not read pictures alone")
         encoder.embed([torch.zeros(side, side, 3)])  # what cannot be run is said now, not at the first face
     return Recogniser(folder.name, side, lambda crops: encoder.embed(crops).numpy())
 
@@ -102,7 +91,7 @@ def _load_onnx(file: Path, source: str) -> Recogniser:
             f"{source}: an .onnx file needs onnxruntime ({error}). Run: pip install onnxruntime."
         ) from error
     available = onnxruntime.get_available_providers()
-    with errors_of(file.parent, source, ORIGIN):
+    with errors_of(file.parent, source, KIND.origin):
         session = onnxruntime.InferenceSession(file, providers=[name for name in PROVIDERS if name in available])
         settings = (
             json.loads((file.parent / SETTINGS).read_text(encoding="utf-8"))

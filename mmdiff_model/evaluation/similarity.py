@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..prompt import strip_triggers
 from .boxes import BoxFinder
-from .encoders import ClipEncoder, PictureEncoder
-from .figures import Case, Models, match_scores, measure
-from .matching import FaceMatch, FaceMatcher
+from .encoders import ClipEncoder, ConnectedVision, PictureEncoder
+from .figures import Case, Models, measure
+from .matching import FaceMatcher
 from .report import Report, Score, SwapMatrix
 
 
@@ -28,7 +28,7 @@ def evaluate(
     pictures: Sequence[Tensor],
     prompt: str,
     subjects: Sequence[Sequence[Tensor]],
-    clip: ClipEncoder | None = None,
+    clip: ClipEncoder | ConnectedVision | None = None,
     dino: PictureEncoder | None = None,
     faces: FaceMatcher | None = None,
     progress: Callable[[], None] = lambda: None,
@@ -67,9 +67,3 @@ def evaluate(
             for metric in figures[0].swaps
         ),
     )
-
-
-def face_scores(matches: Sequence[FaceMatch]) -> list[Score]:
-    """One Score a subject, and with several the minimum over them."""
-    rows = [match_scores(match) for match in matches]
-    return [Score(metric, tuple(row[metric, subject] for row in rows), subject) for metric, subject in rows[0]]

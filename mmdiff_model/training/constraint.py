@@ -75,10 +75,14 @@ class AttentionConstraint:
         self.terms: dict[str, dict[BlockKey, Tensor]] = {"text": {}, "image": {}}
 
     def read(self, attention: Attention, present: Tensor) -> None:
-        """Adds one cross-attention, once: gradient checkpointing runs it a second time.
+        """Adds one cross-attention, once: gradient checkpointing runs it a second time. Maps are made in float32.
 
         present (b, s): the subjects whose tokens are among the image keys.
         """
+        with torch.autocast(attention.q.device.type, enabled=False):
+            self.add(attention, present)
+
+    def add(self, attention: Attention, present: Tensor) -> None:
         block, q, k_image, heads = attention.block, attention.q, attention.image[0], attention.heads
         masks = nn.functional.interpolate(self.masks, attention.size, mode="area").flatten(2)
         bias = log_weight(present.float()).repeat_interleave(k_image.shape[1] // present.shape[1], dim=1)[:, None, None]

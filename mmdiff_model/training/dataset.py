@@ -5,27 +5,32 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
+import pydantic.dataclasses
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from .examples import Example
+from .plan import STRICT
 from .records import BadRecord, Record, Records
 
 TIMESTEPS = 1000
+Share = Annotated[float, Field(ge=0, le=1)]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Drops:
     """Shares of examples whose caption, whose subjects or both are left out, for guidance, and of those whose noise
     loss counts the subjects' masks alone."""
 
-    text: float = 0.05
-    image: float = 0.05
-    both: float = 0.05
-    background: float = 0.5
+    text: Share = 0.05
+    image: Share = 0.05
+    both: Share = 0.05
+    background: Share = 0.5
 
 
 @dataclass(frozen=True)

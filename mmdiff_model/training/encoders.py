@@ -9,6 +9,7 @@ from collections.abc import Callable
 import comfy.clip_vision
 import torch
 from comfy.clip_model import CLIPLayer
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.sd import CLIP
 from einops import rearrange
 from torch import Tensor, nn
@@ -29,6 +30,13 @@ def attend_by_products(
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     attended = (scores if mask is None else scores + mask).softmax(dim=-1).to(v.dtype) @ v
     return rearrange(attended, "b h n d -> b n (h d)")
+
+
+def attend_as_torch(attention: Callable, *inputs: Tensor | int, **options) -> Tensor:
+    """torch's own kernel in place of the host's `attention`: SageAttention and FlashAttention have no gradient there.
+    Works as ComfyUI's `optimized_attention_override`.
+    """
+    return attention_pytorch(*inputs, **options)
 
 
 def allow_gradients(module: nn.Module) -> list[RemovableHandle]:

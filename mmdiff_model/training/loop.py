@@ -1,4 +1,4 @@
-"""The training loop: AdamW, warm-up and cosine, accumulation, mixed precision, EMA, several processes.
+"""The training loop: AdamW, warm-up and cosine, accumulation, scaled losses, EMA, several processes.
 
 Step k is a function of the state after step k - 1 and of k alone, so a run that was killed ends as if it had never
 stopped. A step's gradient is the mean over its micro-batches on all processes.
@@ -48,26 +48,35 @@ class Micro:
 Compute = Callable[[int], Micro]
 
 
+class Called(nn.Module):
+    """`compute` as the forward pass of what it trains, which is where several processes prepare for a backward pass."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, compute: Compute, number: int) -> Micro:
+        return compute(number)
+
+
 class Loop:
     """Trains what of a module has gradients; `state` keeps everything that a resumed run needs."""
 
     def __init__(self, plan: Plan, module: nn.Module, state: State, processes: Processes):
         self.plan, self.module, self.processes = plan, module.train(), processes
         self.weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), betas=BETAS, weight_decay=plan.decay, fused=True)
+        optimizer = torch.optim.AdamW(self.weights.values(), betas=BETAS, weight_decay=plan.decay, fused=True)
+        self.called, self.optimizer = processes.prepare(Called(self.module), optimizer, plan.accumulation)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=plan.precision == "fp16")
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        for weight in self.weights.values():  # all have one, so that processes with other examples agree
-            weight.grad = torch.zeros_like(weight)
         self.step = 0
         self.state = state
-        if (saved := state.load(processes.device)) is not None:
-            self.restore(saved)
+        state.load(processes.device, self.restore)
 
     def run(self, compute: Compute, save_seconds: float, stop: Stop = never, after: After = ignore) -> bool:
         """Trains up to the plan's steps; False where `stop` ended it on any process. Both ways the state is saved.
 
-        compute(n) -> micro-batch n of this process, under autocast to the plan's precision.
+        compute(n) -> micro-batch n of this process; it chooses what runs in the plan's precision.
         after(step, figures) is called after every step. Raises LossError, and OSError where the state cannot be kept;
         what was saved before stays.
         """
@@ -89,10 +98,12 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=False)
         first = self.step * self.plan.accumulation
         micros = [self.backward(compute, number) for number in range(first, first + self.plan.accumulation)]
+        for weight in self.weights.values():  # what no process reached decays as what one did
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         loss = torch.stack([micro.loss for micro in micros]).mean()
-        loss, stop = self.share(loss, stop)
+        loss, stops = self.processes.mean(torch.stack([loss, loss.new_tensor(stop)]))
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.plan.clip_norm)
+        norm = self.processes.clip(self.weights.values(), self.plan.clip_norm)
         self.check(loss, norm, micros)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -100,26 +111,14 @@ class Loop:
         self.follow()
         parts = {name: mean_of(micros, name) for name in micros[0].figures}
         rate = self.optimizer.param_groups[0]["lr"]
-        return {"loss": float(loss), **parts, "gradient": float(norm), "rate": rate}, stop
+        return {"loss": float(loss), **parts, "gradient": float(norm), "rate": rate}, bool(stops > 0)
 
     def backward(self, compute: Compute, number: int) -> Micro:
         """Adds a micro-batch's share to the gradients."""
-        with torch.autocast(self.processes.device.type, self.plan.dtype, self.plan.precision != "fp32"):
-            micro = compute(number)
-        self.scaler.scale(micro.loss / self.plan.accumulation).backward()
+        with self.processes.accumulate(self.called):
+            micro = self.called(compute, number)
+            self.processes.backward(self.scaler.scale(micro.loss))
         return Micro(micro.loss.detach().float(), micro.figures, micro.names)
-
-    def share(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
-        """Makes gradients the mean over the processes -> the mean loss, and whether any of them stops."""
-        if self.processes.ranks == 1:
-            return loss, stop
-        gradients = [weight.grad for weight in self.weights.values()]
-        flat = torch.cat([gradient.flatten() for gradient in gradients] + [torch.stack([loss, loss.new_tensor(stop)])])
-        flat = self.processes.mean(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients] + [1, 1])
-        for gradient, part in zip(gradients, parts[:-2], strict=True):
-            gradient.copy_(part.view_as(gradient))
-        return parts[-2][0], bool(parts[-1] > 0)
 
     def check(self, loss: Tensor, norm: Tensor, micros: list[Micro]) -> None:
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > LOWEST_SCALE
@@ -156,7 +155,9 @@ class Loop:
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.average, self.step = saved["average"], saved["step"]
+        for name, average in self.average.items():
+            average.copy_(saved["average"][name])
+        self.step = saved["step"]
 
 
 def mean_of(micros: list[Micro], name: str) -> float:

@@ -27,6 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .config import Settings
 from .constraint import NONE, AttentionConstraint
+from .encoders import attend_as_torch
 from .objective import PIXELS_PER_LATENT, Objective
 from .trainable import Trainable
 
@@ -51,17 +52,18 @@ UNET = {
 VISION_CONFIG = "clip_vision_config_vitl.json"
 VAE_BYTES = 2 * 83_653_863  # SDXL's VAE in half precision
 SUBJECTS, TOKENS = 2, 77
-BYTES_A_TRAINED_VALUE = 4 + 4 + 8 + 4  # weight, gradient, AdamW's two moments, average
+KEPT = 8 + 4  # bytes of a trained value beside itself: AdamW's two moments, average
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the frozen base, of what is trained, and of a micro-batch's activations."""
+    """Bytes of the frozen base, of what is trained, and of a micro-batch's activations; `state` those of state.pt."""
 
     base: int
     trained: int
     activations: int
+    state: int
 
     @property
     def total(self) -> int:
@@ -81,11 +83,16 @@ def report(config: Settings) -> str:
         "data.size: 768": dataclasses.replace(config, data=dataclasses.replace(config.data, size=768)),
         "shape.lora_rank: 16": dataclasses.replace(config, shape=dataclasses.replace(config.shape, lora_rank=16)),
     }
+    memories = {name: estimate(option) for name, option in options.items()}
     lines = [f"{'GB':36}{'base':>8}{'trained':>10}{'activations':>13}{'total':>8}"]
-    for name, option in options.items():
-        memory = estimate(option)
+    for name, memory in memories.items():
         values = (part / GB for part in (memory.base, memory.trained, memory.activations, memory.total))
         lines.append(f"{name:36}" + "{:8.1f}{:10.1f}{:13.1f}{:8.1f}".format(*values))
+    state = memories["as configured"].state / GB
+    lines += [
+        f"Each of several processes takes as much. state.pt has {state:.1f} GB, and twice that while it is replaced;",
+        "going on from it takes no more of a GPU's memory, as its tensors are copied from the disk one by one.",
+    ]
     return "\n".join(lines)
 
 
@@ -105,14 +112,16 @@ def count(config: Settings, dtype: torch.dtype) -> Memory:
     trainable = Trainable(model, clip, clip_vision, config.variant, config.shape, config.parts)
     frozen = (model.diffusion_model, clip.cond_stage_model, clip_vision.model)
     weights = sum(weight.nbytes for module in frozen for weight in module.parameters())
+    held = sum(weight.nbytes for weight in trainable.parameters())
     trained = sum(weight.numel() for weight in trainable.parameters() if weight.requires_grad)
-    objective = Objective(SimpleNamespace(model=model), clip, clip_vision, trainable, config.losses, {})
-    objective.attention = None  # a GPU's kernel keeps no attention matrix
+    objective = Objective(SimpleNamespace(model=model), clip, clip_vision, trainable, config.losses, {}, config.plan)
+    objective.attention = attend_as_torch  # a GPU's kernel keeps no attention matrix
     saved = Saved(model.diffusion_model)
-    with saved, torch.autocast("cpu", dtype, dtype != torch.float32):
+    with saved, config.plan.autocast(objective.device):
         predict(objective, config)
     activations = saved.with_checkpointing() if config.gradient_checkpointing else saved.total
-    return Memory(weights + VAE_BYTES, BYTES_A_TRAINED_VALUE * trained, activations)
+    # gradients of 4 bytes lie in the buckets that several processes share, so those take nothing more
+    return Memory(weights + VAE_BYTES, held + (4 + KEPT) * trained, activations, held + KEPT * trained)
 
 
 def build_sdxl(dtype: torch.dtype) -> tuple[comfy.model_base.SDXL, SimpleNamespace, SimpleNamespace]:

@@ -4,13 +4,12 @@ The UNet runs through ComfyUI's own `apply_model`, its cross-attentions through 
 encoders and vision encoder through the host's own modules.
 """
 
-from dataclasses import dataclass
-
 import comfy.utils
 import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..adapter import PORTRAIT
@@ -20,14 +19,15 @@ from ..text import ENCODERS
 from .attention import training_step
 from .constraint import MASKED, NONE, AttentionConstraint, Constraint
 from .dataset import Batch
-from .encoders import allow_gradients, attend_by_products, embed_token, encode_pixels, encode_rows
+from .encoders import allow_gradients, attend_as_torch, attend_by_products, embed_token, encode_pixels, encode_rows
 from .lora import attach
+from .plan import STRICT, Amount, Plan
 from .trainable import IMAGE_BRANCH, TEXT_FUSION, Trainable
 
 PIXELS_PER_LATENT = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Losses:
     """constraint: `balance`, `masked` or `none`, with its weight beside the noise loss.
 
@@ -36,9 +36,9 @@ class Losses:
     """
 
     constraint: Constraint = MASKED
-    constraint_weight: float = 0.1
-    snr_limit: float = 0.0
-    velocity_limit: float = 0.0
+    constraint_weight: Amount = 0.1
+    snr_limit: Amount = 0.0
+    velocity_limit: Amount = 0.0
 
 
 class Objective:
@@ -55,10 +55,12 @@ class Objective:
         trainable: Trainable,
         losses: Losses,
         empty: dict[str, list[int]],
+        plan: Plan,
     ):
         self.model, self.clip, self.clip_vision = model.model, clip, clip_vision
         self.trainable, self.losses, self.empty = trainable, losses, empty
-        self.attention = attend_by_products if trainable.background.device.type == "cpu" else None
+        self.device, self.plan = trainable.background.device, plan
+        self.attention = attend_by_products if self.device.type == "cpu" else attend_as_torch
         for module in (self.model.diffusion_model, clip.cond_stage_model, clip_vision.model):
             module.requires_grad_(False)
         self.projections = [
@@ -88,20 +90,21 @@ class Objective:
             hook.remove()
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss with its gradient, and its parts without."""
-        batch = batch.to(self.trainable.background.device)
+        """The loss with its gradient, and its parts without. The base and the adapter run in the plan's precision."""
+        batch = batch.to(self.device)
         seen = batch.present & ~batch.drop_image[:, None]
         told = batch.present & ~batch.drop_text[:, None]
         acting = seen if IMAGE_BRANCH in self.trainable.parts else torch.zeros_like(seen)
-        cls, tokens = self.encode_subjects(batch)
-        context, pooled = self.encode_text(batch, cls, seen & told)
         constraint = None
         if self.losses.constraint != NONE:
             constraint = AttentionConstraint(
                 self.losses.constraint, batch.masks, batch.positions[ENCODERS[0]], text=told, image=acting
             )
         sigma = self.model.model_sampling.sigmas.to(batch.latents)[batch.timesteps]
-        denoised = self.denoise(batch, sigma, context, pooled, tokens, acting, constraint)
+        with self.plan.autocast(self.device):
+            cls, tokens = self.encode_subjects(batch)
+            context, pooled = self.encode_text(batch, cls, seen & told)
+            denoised = self.denoise(batch, sigma, context, pooled, tokens, acting, constraint)
         error = (batch.latents - denoised.float()) / sigma.view(-1, 1, 1, 1)
         loss = self.noise_loss(error, sigma, batch)
         figures = {"noise": loss.detach()}
@@ -157,12 +160,11 @@ class Objective:
         options = {
             "patches_replace": {"attn2": self.image_branch(tokens)},
             "mmdiff": training_step(acting, tokens.shape[2], size, constraint),
+            "optimized_attention_override": self.attention,
         }
         if self.losses.constraint == MASKED:
             background = self.trainable.background[None, None]
             constraint.background = {p.block: self.project(p, background)[0] for p in self.projections}
-        if self.attention is not None:
-            options["optimized_attention_override"] = self.attention
         height, width = (PIXELS_PER_LATENT * side for side in size)
         sizes = self.model.encode_adm(pooled_output=pooled, height=height, width=width, device=batch.latents.device)
         noisy = self.model.model_sampling.noise_scaling(sigma.view(-1, 1, 1, 1), batch.noise, batch.latents)

@@ -1,17 +1,21 @@
 """How long and how fast a training goes."""
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
-Positive = Annotated[int, "at least 1"]
+STRICT = ConfigDict(extra="forbid", strict=True)
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Plan:
     """Each step takes batch_size x accumulation examples on every process.
 
@@ -20,10 +24,10 @@ class Plan:
     """
 
     steps: Positive
-    rate: float = 1e-4
-    warmup: int = 500
-    decay: float = 0.01
-    clip_norm: float = 1.0
+    rate: Amount = 1e-4
+    warmup: Count = 500
+    decay: Amount = 0.01
+    clip_norm: Amount = 1.0
     ema_steps: Positive = 1000
     batch_size: Positive = 1
     accumulation: Positive = 1
@@ -32,6 +36,10 @@ class Plan:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Around what computes in the plan's precision."""
+        return torch.autocast(device.type, self.dtype, self.precision != "fp32")
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""

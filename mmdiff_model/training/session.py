@@ -75,7 +75,9 @@ class Session:
         self.trainable.to(processes.device)
         prepare = Preparation(model, clip, base.vae, clip_vision, variant, settings.data.size, base.find_face)
         self.examples = Examples(records, prepare, settings.drops, settings.seed, settings.data.cache)
-        self.objective = Objective(base.model, clip, clip_vision, self.trainable, settings.losses, prepare.empty)
+        self.objective = Objective(
+            base.model, clip, clip_vision, self.trainable, settings.losses, prepare.empty, settings.plan
+        )
         self.undo.append(self.objective.close)
         if settings.gradient_checkpointing:
             self.undo.append(checkpoint_blocks(base.model.model.diffusion_model))

@@ -1,5 +1,7 @@
 """The state of a training on disk: one file that is replaced as a whole, so that a kill leaves the old or the new."""
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,7 +10,7 @@ from ..files import write_whole
 
 
 class StateError(ValueError):
-    """A state that is damaged, or does not belong to the training that wants to resume it."""
+    """A state that the training cannot go on from: another training's, another version's, or damaged."""
 
 
 class State:
@@ -18,18 +20,27 @@ class State:
     def __init__(self, path: Path, identity: dict[str, str]):
         self.path, self.identity = path, identity
 
-    def load(self, device: torch.device) -> dict | None:
-        """What was saved, or None. Raises StateError where it is damaged or another training's."""
+    def load(self, device: torch.device, restore: Callable[[dict], None]) -> None:
+        """Gives `restore` what was saved, if anything was. Raises StateError.
+
+        A GPU's training reads the tensors from the disk as they are copied, so that they are never in memory twice.
+        """
         if not self.path.is_file():
-            return None
+            return
         try:
-            saved = torch.load(self.path, map_location=device, weights_only=True)
-            identity = saved.pop("identity")
-        except Exception as error:  # a damaged file makes PyTorch raise almost anything
+            saved = torch.load(self.path, map_location="cpu", mmap=device.type != "cpu", weights_only=True)
+            identity = saved["identity"]
+            self.check(identity)
+            restore(saved)
+        except (StateError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
             raise StateError(
-                f"{self.path}: this state of a training is damaged ({type(error).__name__}). Put a copy of it back, or "
-                "choose another output to start anew."
+                f"{self.path}: it is damaged, or of another version of this pack ({error}). Choose another output, or "
+                "delete it to train from the beginning."
             ) from error
+
+    def check(self, identity: dict[str, str]) -> None:
         changed = [key for key in self.identity if identity.get(key) != self.identity[key]]
         if changed:
             was = "; ".join(f"{key} was {identity.get(key)}, now {self.identity[key]}" for key in changed)
@@ -37,7 +48,6 @@ class State:
                 f"{self.path}: the training in this folder was started with other settings ({was}). Put them back to "
                 "go on with it, or choose another output."
             )
-        return saved
 
     def save(self, values: dict) -> None:
         """Replaces the file. Raises OSError with what to do; the file that was there stays."""

@@ -5,7 +5,6 @@ encoders; LoRAs of their own for image K and V; the last layers of the vision en
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import comfy.utils
@@ -13,6 +12,7 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_base import BaseModel
 from comfy.sd import CLIP
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..adapter import PORTRAIT, Adapter, Sizes
@@ -20,6 +20,7 @@ from ..checkpoint import describe
 from ..text import ENCODERS
 from .encoders import last_layers
 from .lora import LoRAs, image_projections, text_projections, unet_projections, weights_of
+from .plan import STRICT, Count, Positive
 
 Part = Literal["text_fusion", "image_branch", "refiner", "lora", "vision"]
 TEXT_FUSION, IMAGE_BRANCH, REFINER, LORA, VISION = PARTS = get_args(Part)
@@ -27,16 +28,16 @@ ARCFACE_DIM = 512
 BACKGROUND_TOKENS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Shape:
     """Sizes that the base does not decide. Released checkpoint: 4 tokens, depth 4, hidden 1024, UNet rank 64."""
 
-    num_tokens: int = 4
-    depth: int = 4
-    token_hidden: int = 1024
-    lora_rank: int = 64
-    text_lora_rank: int = 16
-    vision_layers: int = 2
+    num_tokens: Positive = 4
+    depth: Positive = 4
+    token_hidden: Positive = 1024
+    lora_rank: Positive = 64
+    text_lora_rank: Positive = 16
+    vision_layers: Count = 2
 
 
 class Trainable(nn.Module):
