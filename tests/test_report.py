@@ -19,11 +19,12 @@ from mmdiff_model.mixing import join_tokens
 from mmdiff_model.report.likeness import face_of_crop
 from mmdiff_model.sampling import apply_subjects
 from mmdiff_model.sampling.patches import OURS, whose
-from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
+from mmdiff_model.sampling.routing import AUTO, MASKS
 from mmdiff_model.schedule import Schedule
 from mmdiff_model.subject import encode_subject
 from mmdiff_model.subject_file import load_subject, save_subject
 from mmdiff_model.text import encode_text
+from mmdiff_model.vision import resize
 from test_ranges import STEPS, advanced
 from tiny_pack.faces import write_face_pack
 
@@ -114,7 +115,7 @@ def test_whose_the_patches_are(tiny, checkpoint, bert):
         ("attn2 replace", "neighbour_packs.Attn2Replace"): 2,
         ("attn2 patch", "neighbour_packs.add_context_patch.<locals>.<lambda>"): 1,
         ("attn2 output patch", "neighbour_packs.add_output_patch.<locals>.<lambda>"): 1,
-        ("around each call of the model", "test_report.test_whose_the_patches_are.<locals>.as_it_is"): 1,
+        ("around each call of the model", f"{__name__}.test_whose_the_patches_are.<locals>.as_it_is"): 1,
         ("weights (LoRA)", OURS): ours,
         ("weights (LoRA)", "another LoRA"): 1,
     }
@@ -251,10 +252,9 @@ def test_a_schedule_in_two_parts(tiny, checkpoint, bert):
 
 
 def test_how_like_pictures_are(tiny, checkpoint, analysis, eileen, anna, tmp_path):
-    """A subject's own photo is nearer than a photo of something else, whether it is fresh or from a file."""
+    """A subject's own photo is as like as can be, another one less, whether it is fresh or from a file."""
     save_subject(eileen, tmp_path / "eileen.safetensors")
-    height, width = TWO_PEOPLE.shape[:2]
-    pictures = torch.stack([ASTRONAUT[:height, :400], TWO_PEOPLE[:, :400], NO_FACE[:height, :400]])
+    pictures = torch.stack([ASTRONAUT, resize(TWO_PEOPLE[:, :400], 512), resize(NO_FACE, 512)])
     seen = []
     for subject in (eileen, load_subject(tmp_path / "eileen.safetensors")):
         model = apply_subjects(tiny.model, checkpoint, [subject])
@@ -263,15 +263,15 @@ def test_how_like_pictures_are(tiny, checkpoint, analysis, eileen, anna, tmp_pat
         assert not data["notes"]
         seen.append(data["subjects"][0]["likeness"])
     own, pasted, none = seen[0]["face"]
-    assert own > 0.95 and pasted > 0.9 and none == 0
-    assert seen[0]["CLIP"][0] > seen[0]["CLIP"][2]
+    assert own > 0.98 and 0 < pasted < own and none == 0
+    assert seen[0]["CLIP"][0] == pytest.approx(1, abs=1e-5) and max(seen[0]["CLIP"][1:]) < 0.95
     assert seen[1]["face"] == pytest.approx(seen[0]["face"], abs=0.01)
 
 
 def test_a_thumbnails_face_is_the_photos(analysis, eileen):
     [face] = detect(analysis, [ASTRONAUT])
     assert face_of_crop(analysis, eileen.thumbnail) @ face.embedding.numpy() > 0.98
-    assert face_of_crop(analysis, face.crop) @ face.embedding.numpy() > 0.999
+    assert face_of_crop(analysis, eileen.thumbnail.flip(0)) @ face.embedding.numpy() < 0.9
 
 
 def test_nothing_that_is_connected_makes_it_fail(tiny, checkpoint, analysis, eileen, anna):
@@ -306,4 +306,4 @@ def test_many_subjects_and_pictures_fit_the_sheet(tiny, checkpoint, eileen):
     sample(model, text, noise=noise_for(batch=12), sigmas=SIGMAS[2:])
     lines, data, sheet = report(model, text.positive, torch.rand(12, 200, 64, 3))
     assert data["subjects"][0]["photos"] == 12 and sheet.shape[1] < 20_000
-    assert "12 pictures" in lines and OFF not in data["model"]["routing"]
+    assert "12 pictures" in lines and data["model"]["routing"] == MASKS
