@@ -6,7 +6,6 @@ from torch import Tensor
 from ..mmdiff_model.report.facts import gather
 from ..mmdiff_model.report.picture import draw_report
 from ..mmdiff_model.report.text import as_json, as_text
-from .checks import checked
 from .images import photos_from
 from .sockets import FACE_SOCKETS
 
@@ -55,7 +54,6 @@ class MMDiffReport(io.ComfyNode):
         )
 
     @classmethod
-    @checked
     def execute(
         cls, model, positive=None, images: Tensor | None = None, face_analysis=None, clip_vision=None
     ) -> io.NodeOutput:
