@@ -294,6 +294,9 @@ def test_nothing_that_is_connected_makes_it_fail(tiny, checkpoint, analysis, eil
         ({"images": torch.rand(1, 64, 64, 4), "face_analysis": analysis}, "steps 1 to 5 of 5"),
     ):
         assert says in report(model, **{"images": GREY[:1], **inputs})[0]
+    other = apply_subjects(tiny.model, checkpoint, [eileen])
+    for positive in ([[torch.rand(8), {}]], [[None, {}]], "a man"):
+        assert "positive: it was not read" in report(other, positive)[0]
     faceless = apply_subjects(tiny.model, checkpoint, [eileen, anna])
     assert "subject 2 has no picture of its face" in report(faceless, None, GREY, analysis)[0]
 

@@ -1,6 +1,7 @@
 """Everything that a report tells, gathered. What is missing becomes a note; nothing is raised."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,24 +74,19 @@ def gather(
     sampling = find_sampling(model)
     record = sampling and sampling.record
     carried = sampling.subjects if sampling else ()
-    prompts = prompts_of(record, positive, carried)
-    notes = [*trouble, *notes_of(model, sampling, record, prompts, None if trouble else len(pictures))]
+    notes, prompts, boxes = [*trouble], (), ()
     likeness: dict[str, list[tuple[float, ...]]] = {}
-    boxes: tuple = ()
-    if pictures and carried and face_analysis is not None:
-        try:
+    with noting(notes, "positive: it was not read"):
+        prompts = prompts_of(record, positive, carried)
+    notes += notes_of(model, sampling, record, prompts, None if trouble else len(pictures))
+    if sampling and pictures and face_analysis is not None:
+        with noting(notes, "face_analysis: faces were not compared"):
             matches = face_likeness(face_analysis, carried, pictures)
-        except Exception as error:  # the object is any pack's, and a report must not stop a graph
-            notes.append(f"face_analysis: faces were not compared ({told(error)}).")
-        else:
             likeness[FACE] = list(zip(*(match.similarities for match in matches), strict=True))
             boxes = tuple(match.boxes for match in matches)
     if sampling and pictures and clip_vision is not None:
-        try:
+        with noting(notes, "clip_vision: pictures were not compared"):
             cosines = clip_likeness(clip_vision, sampling.checkpoint, carried, pictures)
-        except Exception as error:  # memory too; a report must not stop a graph
-            notes.append(f"clip_vision: pictures were not compared ({told(error)}).")
-        else:
             likeness[CLIP] = [tuple(row) for row in cosines.tolist()]
     if not (pictures or trouble) and (face_analysis is not None or clip_vision is not None):
         notes.append("images: none are connected, so that there is nothing to compare with the subjects.")
@@ -98,10 +94,19 @@ def gather(
         facts_of(sampling, record, prompts, index, {metric: rows[index] for metric, rows in likeness.items()})
         for index in range(len(carried))
     ]
-    patches = (
-        record.patches if record else attention_patches(model.model_options, model, sampling and sampling.checkpoint)
-    )
+    patches = record and record.patches
+    if patches is None:
+        patches = attention_patches(model.model_options, model, sampling and sampling.checkpoint)
     return Facts(sampling, record, tuple(subjects), prompts, tuple(patches), boxes, tuple(notes))
+
+
+@contextmanager
+def noting(notes: list[str], problem: str) -> Iterator[None]:
+    """Adds a note in place of whatever is raised: what is connected may be any pack's, and a report stops no graph."""
+    try:
+        yield
+    except Exception as error:
+        notes.append(f"{problem} ({told(error)}).")
 
 
 def told(error: Exception) -> str:
