@@ -23,7 +23,7 @@ from .subject import Subject, identify
 MARKER, MARKER_ID = "<|startoftext|>", 49406
 ENCODERS = ("l", "g")
 CHUNK = 77
-LAST_WORD = re.compile(r"[^\s(]{0,40}\Z")
+SHOWN = 40  # letters of a word that people read
 # conditioning entry: (subject, token position in the flat embeddings) of each fused class word
 CLASS_WORDS = "mmdiff_class_words"
 # conditioning entry: (subject, its identity) of each subject that the prompt calls
@@ -146,7 +146,7 @@ def written_words(clip: CLIP, prompt: str, words: Sequence[ClassWord]) -> Iterat
     for found, end in zip(words, class_word_ends(prompt), strict=True):
         token = tokens[found.chunk, found.position]
         name = "an embedding" if torch.is_tensor(token) else _text(clip, [token])
-        word = LAST_WORD.search(text[:end])[0]
+        word = re.split(r"[\s(]", text[:end])[-1][-SHOWN:]
         yield WrittenWord(found.subject, word, name, found.chunk * CHUNK + found.position)
 
 
