@@ -9,7 +9,7 @@ from typing import NamedTuple
 from comfy.hooks import EnumHookType
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy.weight_adapter.base import WeightAdapterBase
+from comfy.weight_adapter import WeightAdapterBase
 
 from ..checkpoint import Checkpoint
 
