@@ -1,12 +1,11 @@
 // What a node of this pack says when it has run, such as the path of a saved file, in the node itself. The front end
 // shows such text in nodes of its own alone.
 import { app } from "../../scripts/app.js";
-import { ComfyWidgets } from "../../scripts/widgets.js";
 
 const NAME = "says";
 
 function addText(node) {
-  const { widget } = ComfyWidgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
+  const { widget } = app.widgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
   widget.serialize = false; // neither a part of the workflow nor of the prompt
   widget.options.serialize = false;
   widget.options.read_only = true;
