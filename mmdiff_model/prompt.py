@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 class PromptError(ValueError):
     """A trigger is missing or out of place; the message quotes the prompt, and the part around a place in it."""
 
-    def __init__(self, prompt: str, problem: str, place: int | None = None):
+    def __init__(self, prompt: str, problem: str, place: int | None = None, remedy: str = WHERE):
         if place is not None:
             near = prompt[max(0, place - BEFORE) : place + AFTER]
             problem += f' at "{near}"' if near != prompt else ""
         quoted = prompt if len(prompt) <= QUOTED else f"{prompt[:QUOTED]}..."
-        message = f'positive: {problem} in "{quoted}". {WHERE}'
+        message = f'positive: {problem} in "{quoted}". {remedy}'
         super().__init__(message.encode(errors="replace").decode())  # half an emoji in a message ends ComfyUI's worker
 
 
@@ -112,7 +112,11 @@ def check_triggers(prompt: str, subjects: int) -> None:
     plain = [match for match in found if match[1] is None]
     if len(plain) > subjects:
         place = plain[subjects].start()
-        raise PromptError(prompt, f"there are more triggers than subjects ({subjects} connected)", place)
+        remedy = (
+            f"Each {PLAIN_TRIGGER} calls the next subject: connect one more, or take this trigger out. To call a "
+            f"subject that is connected again, write its number, as in <|subj:{subjects}|>"
+        )
+        raise PromptError(prompt, f"there are more triggers than subjects ({subjects} connected)", place, remedy)
     for match in found:
         label = (match[1] or "").strip()
         if match[1] is not None and (not label or label.isdecimal() and _number(label) not in range(1, subjects + 1)):
@@ -170,4 +174,6 @@ def _number(label: str) -> int:
 def _unknown(prompt: str, match: re.Match, names: Sequence[str]) -> PromptError:
     known = ", ".join([f"1 to {len(names)}", *(f"'{name}'" for name in names if name)])
     shown = match[0] if len(match[0]) <= BEFORE else f"{match[0][:BEFORE]}..."
-    return PromptError(prompt, f"the trigger {shown} names no connected subject (known: {known})", match.start())
+    problem = f"the trigger {shown} names no connected subject (known: {known})"
+    remedy = "Write one of those in its place, or connect the subject that it means. MM-Diff Subject Region gives names"
+    return PromptError(prompt, problem, match.start(), remedy)

@@ -4,8 +4,10 @@ ComfyUI's tokenised prompt may hold a vector in place of a token id, so the text
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import comfy.model_management
 import torch
@@ -21,12 +23,15 @@ from .subject import Subject, identify
 MARKER, MARKER_ID = "<|startoftext|>", 49406
 ENCODERS = ("l", "g")
 CHUNK = 77
+SHOWN = 40  # letters of a word that people read
 # conditioning entry: (subject, token position in the flat embeddings) of each fused class word
 CLASS_WORDS = "mmdiff_class_words"
 # conditioning entry: (subject, its identity) of each subject that the prompt calls
 CALLED = "mmdiff_called"
 # conditioning entry: tokens of the prompt, and of its embeddings, which a neighbour's encoder may have doubled
 TOKENS = "mmdiff_tokens"
+# conditioning entry: the class word of each trigger, acting or not, for people to read
+WRITTEN = "mmdiff_written"
 
 Tokens = dict[str, list[list[tuple]]]
 
@@ -37,6 +42,15 @@ class ClassWord:
 
     subject: int
     chunk: int
+    position: int
+
+
+class WrittenWord(NamedTuple):
+    """A class word as the prompt has it: its subject, its fused token as text, and that token's position."""
+
+    subject: int
+    word: str
+    token: str
     position: int
 
 
@@ -67,13 +81,14 @@ def encode_text(
     for source, text in (("positive", strip_triggers(positive)), ("negative", negative)):
         check_weights(tokenize(clip, text, source), source)
     called = tuple((index, identify(subjects[index])) for index in sorted({word.subject for word in words["l"]}))
+    written = tuple(written_words(clip, positive, words["l"]))
     fuse = TextFusion(clip, checkpoint, subjects)
     encoded = TextEncoding([], [])
     for phase in (schedule or Schedule()).phases(subjects):
         options = phase.conditioning_options()
         active = {key: [word for word in found if word.subject in phase.subjects] for key, found in words.items()}
         keys = tuple((word.subject, word.chunk * CHUNK + word.position) for word in active["l"])
-        subjects_of = {CLASS_WORDS: keys, CALLED: called}
+        subjects_of = {CLASS_WORDS: keys, CALLED: called, WRITTEN: written}
         encoded.positive.extend(fuse.encode(strip_triggers(positive), active, options | subjects_of))
         encoded.negative.extend(fuse.encode(negative, {} if clean_negative else active, options))
     return encoded
@@ -123,6 +138,17 @@ def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[s
             words[key].append(ClassWord(subject, chunk, position))
             _check_owner(prompt, words[key], match.start())
     return words
+
+
+def written_words(clip: CLIP, prompt: str, words: Sequence[ClassWord]) -> Iterator[WrittenWord]:
+    """The class words that find_class_words found for the first encoder, as they are written."""
+    text = strip_triggers(prompt)
+    tokens = dict(_real_tokens(tokenize(clip, text)["l"]))
+    for found, end in zip(words, class_word_ends(prompt), strict=True):
+        token = tokens[found.chunk, found.position]
+        name = "an embedding" if torch.is_tensor(token) else _text(clip, [token])
+        word = re.split(r"[\s(]", text[:end])[-1][-SHOWN:]
+        yield WrittenWord(found.subject, word, name, found.chunk * CHUNK + found.position)
 
 
 def tokenize(clip: CLIP, text: str, source: str = "positive") -> Tokens:

@@ -13,6 +13,7 @@ from .encode_subject import MMDiffEncodeSubject
 from .evaluate import MMDiffEvaluate
 from .face_analysis import MMDiffFaceAnalysisLoader
 from .mix import MMDiffMixSubjects
+from .report import MMDiffReport
 from .routing_preview import MMDiffRoutingPreview
 from .subjects import MMDiffLoadSubject, MMDiffSaveSubject, MMDiffSubjectRegion
 from .train import MMDiffTrain
@@ -41,6 +42,7 @@ class MMDiffExtension(ComfyExtension):
             MMDiffAnnotate,
             MMDiffWriteRecord,
             MMDiffDemoScenes,
+            MMDiffReport,
         ]
 
 

@@ -2,14 +2,11 @@
 
 import torch
 from comfy_api.latest import io, ui
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..mmdiff_model.drawing import heat_maps
 from ..mmdiff_model.sampling import last_routing, why_no_routing
 from .checks import checked
-
-COLOURS = torch.tensor(
-    [[0.95, 0.25, 0.2], [0.15, 0.55, 0.95], [0.2, 0.8, 0.35], [0.95, 0.75, 0.1], [0.7, 0.35, 0.9], [0.1, 0.8, 0.8]]
-)
 
 
 class MMDiffRoutingPreview(io.ComfyNode):
@@ -47,11 +44,3 @@ class MMDiffRoutingPreview(io.ComfyNode):
             return io.NodeOutput(images, ui={**ui.PreviewImage(images, cls=cls).as_dict(), **why.as_dict()})
         maps = torch.cat([heat_maps(image, weights[i % len(weights)], opacity) for i, image in enumerate(images)])
         return io.NodeOutput(maps, ui=ui.PreviewImage(maps, cls=cls))
-
-
-def heat_maps(image: Tensor, weights: Tensor, opacity: float) -> Tensor:
-    """image (H, W, 3) and weights (subjects, h, w) -> (subjects, H, W, 3), each subject's weight in its colour."""
-    weights = nn.functional.interpolate(weights[None], image.shape[:2], mode="bilinear")[0, ..., None]
-    colours = COLOURS[torch.arange(len(weights)) % len(COLOURS)][:, None, None]
-    grey = image[..., :3].cpu().mean(dim=-1, keepdim=True).expand(-1, -1, 3)
-    return torch.lerp(grey.expand(len(weights), -1, -1, -1), colours * (0.3 + 0.7 * grey), opacity * weights)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import mm_diff_pack.nodes.routing_preview as preview
 import pytest
 import torch
+from PIL import ImageColor
 
 from helpers import (
     ONE_STEP,
@@ -17,6 +18,7 @@ from helpers import (
     sample,
     step_of,
 )
+from mmdiff_model.drawing import colour
 from mmdiff_model.sampling import apply_subjects, last_routing
 from mmdiff_model.sampling.attention import Attention
 from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, Auto, Part
@@ -253,7 +255,9 @@ def test_preview_shows_each_subject_over_the_picture(with_subjects, text, anna, 
     plain = pictures[0, 0, 0]
     for index, (coloured, empty) in enumerate([(20, 100), (100, 20)]):
         assert torch.allclose(maps[index][64, empty], plain, atol=1e-3)
-        assert torch.allclose(maps[index][64, coloured], preview.COLOURS[index] * 0.65, atol=1e-3)
+        assert torch.allclose(
+            maps[index][64, coloured], torch.tensor(ImageColor.getrgb(colour(index + 1))) / 255 * 0.65, atol=1e-3
+        )
 
 
 def test_preview_without_a_record_says_why(tiny, with_subjects, text, anna, bert, folder_for_previews):

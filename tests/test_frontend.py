@@ -163,3 +163,50 @@ def test_every_socket_is_called_in_the_browsers_language(language, page, server)
         assert sockets == {name: names[name.replace(".", "_")] for name in sockets}
     assert {"subjects.subject_1", "subjects.subject_3"} <= shown["opened"].keys()
     assert set(shown["labels"]) == {None}
+
+
+SAVING = {
+    "last_node_id": 2,
+    "last_link_id": 1,
+    "version": 0.4,
+    "nodes": [
+        {
+            "id": 1,
+            "type": "MMDiffLoader",
+            "pos": [0, 0],
+            "size": [320, 90],
+            "outputs": [{"name": "mmdiff", "type": "MMDIFF", "links": [1]}],
+            "widgets_values": ["tiny", False],
+        },
+        {
+            "id": 2,
+            "type": "MMDiffSaveCheckpoint",
+            "pos": [400, 0],
+            "size": [320, 90],
+            "inputs": [{"name": "mmdiff", "type": "MMDIFF", "link": 1}],
+            "widgets_values": ["shown"],
+        },
+    ],
+    "links": [[1, 1, 0, 2, 0, "MMDIFF"]],
+}
+QUEUE = """async (workflow) => {
+    await window.app.loadGraphData(workflow)
+    const before = await window.app.graphToPrompt()
+    await window.app.queuePrompt(0)
+    return JSON.stringify(before)
+}"""
+SAYS = "() => window.app.graph.getNodeById(2).widgets.find((widget) => widget.name === 'says')?.value"
+
+
+def test_a_saved_file_is_told_in_the_node(page, server):
+    """The text is shown, and is no part of the workflow or the prompt."""
+    before = json.loads(page.evaluate(QUEUE, SAVING))
+    page.wait_for_function(SAYS, timeout=START_MILLISECONDS)
+    saved = server.models / "mmdiff" / "shown.safetensors"
+    assert page.evaluate(SAYS) == f"Saved {saved.name} to {saved.parent}" and saved.is_file()
+    after = page.evaluate("() => window.app.graphToPrompt().then(JSON.stringify)")
+    assert json.loads(after)["output"] == before["output"]
+    values = [[node["widgets_values"] for node in found["workflow"]["nodes"]] for found in (before, json.loads(after))]
+    assert values[0] == values[1]
+    page.evaluate("() => window.app.graph.getNodeById(2).onExecuted({})")
+    assert page.evaluate(SAYS) is None

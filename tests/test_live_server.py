@@ -301,6 +301,24 @@ def test_preview_without_routing_shows_the_pictures_and_why_there_is_no_map(grap
     ]
 
 
+def test_a_report_waits_for_the_pictures_and_tells_how_they_came(graph, server):
+    report = graph.add(
+        "report",
+        "MMDiffReport",
+        model=graph.link("MMDiffApply"),
+        positive=graph.link("MMDiffApply", 1),
+        images=graph.link("VAEDecode"),
+        face_analysis=graph.link("MMDiffFaceAnalysisLoader"),
+        clip_vision=graph.link("MMDiffTinyModels", 3),
+    )
+    graph.add("text", "PreviewAny", source=report)
+    outputs = server.run(graph.prompt)
+    [text] = outputs["text"]["text"]
+    assert server.images(outputs, "report")
+    assert f"steps 1 to {STEPS} of {STEPS}" in text and "attn2 replace: MM-Diff" in text
+    assert "likeness, face" in text and "likeness, whole picture" in text and "Notes" not in text
+
+
 def test_what_is_switched_off_is_not_checked(graph, server):
     switched_off_without_a_trigger(graph)
     assert server.images(server.run(graph.prompt))

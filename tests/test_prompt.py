@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mmdiff_model.prompt import PromptError, strip_triggers, trigger_subjects
+from mmdiff_model.prompt import WHERE, PromptError, strip_triggers, trigger_subjects
 from mmdiff_model.text import ENCODERS, find_class_words
 
 WORDS = [
@@ -103,20 +103,20 @@ def test_numbers_and_names():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "names", "problem"),
+    ("prompt", "names", "problem", "remedy"),
     [
-        ("a man on the beach", [""], "no trigger"),
-        ("A MAN<|SUBJ|>", [""], "no trigger"),
-        ("a man<|subj|> and a woman<|subj|>", [""], "more triggers than subjects"),
-        ("a man<|subj:3|>", ["", ""], "names no connected subject"),
-        ("a man<|subj:bob|>", ["anna"], "names no connected subject"),
+        ("a man on the beach", [""], "no trigger", WHERE),
+        ("A MAN<|SUBJ|>", [""], "no trigger", WHERE),
+        ("a man<|subj|> and a woman<|subj|>", [""], "more triggers than subjects", "or take this trigger out"),
+        ("a man<|subj:3|>", ["", ""], "names no connected subject", "Write one of those in its place"),
+        ("a man<|subj:bob|>", ["anna"], "names no connected subject", "Write one of those in its place"),
     ],
 )
-def test_mistakes_quote_the_prompt(prompt, names, problem):
+def test_mistakes_quote_the_prompt_and_say_what_to_do(prompt, names, problem, remedy):
     with pytest.raises(PromptError, match=problem) as error:
         trigger_subjects(prompt, names)
-    assert f'"{prompt}"' in str(error.value)
-    assert "directly after the subject's class word" in str(error.value)
+    quoted, _, advice = str(error.value).partition(f'"{prompt}". ')
+    assert quoted and remedy in advice and (WHERE in advice) == (remedy == WHERE)
 
 
 @pytest.mark.parametrize(

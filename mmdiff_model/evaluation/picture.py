@@ -2,19 +2,33 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..drawing import (
+    BAR,
+    CELL,
+    COLUMNS,
+    GAP,
+    GREY,
+    INK,
+    LINE,
+    MARGIN,
+    RULE,
+    THUMBNAIL,
+    WIDTH,
+    block,
+    colour,
+    fitted,
+    font,
+    sheet_of,
+    text_block,
+    with_faces,
+    wrap,
+)
 from .report import Report, Score, SwapMatrix, interval_text
 
-PAPER, INK, GREY, RULE, BAR = "#ffffff", "#1d2330", "#6b7385", "#e3e6ec", "#8b94a8"
-SUBJECT_COLOURS = ("#e0402f", "#2680e8", "#2fae4d", "#d99a00", "#a44fdd", "#12a5a5")
-COLUMNS, CELL, GAP, MARGIN = 4, 300, 20, 40
-WIDTH = 2 * MARGIN + COLUMNS * CELL + (COLUMNS - 1) * GAP
-LINE, VALUE, FACE = 22, 62, 4
-THUMBNAIL = 120
+VALUE = 62
 SHOWN = 48  # more pictures stay in the tables and the JSON file
 
 
@@ -28,12 +42,7 @@ def draw_report(report: Report, pictures: Sequence[Tensor], subjects: Sequence[S
         parts.append(text_block([f"and {len(pictures) - SHOWN} more pictures in the JSON file"], 15, GREY))
     if report.notes:
         parts.append(text_block([line for note in report.notes for line in wrap(note, 15)], 15, GREY))
-    sheet = Image.new("RGB", (WIDTH, 2 * MARGIN + sum(part.height + GAP for part in parts) - GAP), PAPER)
-    top = MARGIN
-    for part in parts:
-        sheet.paste(part, (MARGIN, top))
-        top += part.height + GAP
-    return torch.from_numpy(np.array(sheet)).float() / 255
+    return sheet_of(parts)
 
 
 def heading(report: Report) -> Image.Image:
@@ -139,59 +148,3 @@ def value_lines(report: Report, metric: str) -> Iterator[list[Score]]:
     fit = (CELL - 50) // VALUE
     for start in range(0, len(scores), fit):
         yield scores[start : start + fit]
-
-
-def with_faces(picture: Tensor, boxes: Sequence, tall: int) -> Image.Image:
-    """The picture in its cell (CELL, tall), and a frame around each subject's face."""
-    height, width = picture.shape[:2]
-    scale = min(CELL / width, tall / height)
-    cell = fitted(picture, CELL, tall)
-    draw = ImageDraw.Draw(cell)
-    x, y = (CELL - round(width * scale)) // 2, (tall - round(height * scale)) // 2
-    for subject, box in enumerate(boxes, start=1):
-        if box:
-            frame = [x + box[0] * scale, y + box[1] * scale, x + box[2] * scale, y + box[3] * scale]
-            draw.rounded_rectangle(frame, 6, outline=colour(subject), width=FACE)
-    return cell
-
-
-def fitted(picture: Tensor, width: int, height: int) -> Image.Image:
-    """(H, W, 3) in 0..1 -> a picture of that size, whole, in the middle of a light ground."""
-    image = Image.fromarray((picture * 255).round().byte().numpy())
-    scale = min(width / image.width, height / image.height)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    ground = Image.new("RGB", (width, height), RULE)
-    ground.paste(image.resize(size, Image.Resampling.LANCZOS), ((width - size[0]) // 2, (height - size[1]) // 2))
-    return ground
-
-
-def text_block(lines: Sequence[str], size: int, ink: str) -> Image.Image:
-    part = block(len(lines) * (size + 7))
-    draw = ImageDraw.Draw(part)
-    for i, line in enumerate(lines):
-        draw.text((0, i * (size + 7)), line, ink, font(size))
-    return part
-
-
-def wrap(text: str, size: int) -> list[str]:
-    """The text in lines that fit the sheet; a word that does not is left to run over the margin."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font(size).getlength(longer) > WIDTH - 2 * MARGIN:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-def block(height: int) -> Image.Image:
-    return Image.new("RGB", (WIDTH - 2 * MARGIN, height), PAPER)
-
-
-def colour(subject: int) -> str:
-    return SUBJECT_COLOURS[(subject - 1) % len(SUBJECT_COLOURS)]
-
-
-def font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)

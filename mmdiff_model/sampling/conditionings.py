@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..schedule import FROM_STEP, RANGE, UNTIL_STEP
 from ..subject import Subject, identify
-from ..text import CALLED, CLASS_WORDS, TOKENS
+from ..text import CALLED, CLASS_WORDS, TOKENS, WRITTEN, WrittenWord
 
 Area = tuple[int, int, int, int]
 
@@ -24,7 +24,7 @@ class Conditioning:
     subjects: those it calls, none where it is negative; words: (subject, token position) of its class words; period:
     after so many keys its text comes again; area (h, w, y, x) of the latent; text (1, tokens, width), as encoded.
     missing: those that it calls and the model does not carry, by number and name; `triggers` is False where it has
-    none.
+    none. written: the class words of the others, for people.
     """
 
     number: int
@@ -35,6 +35,7 @@ class Conditioning:
     text: Tensor = field(compare=False)
     missing: tuple[str, ...] = ()
     triggers: bool = True
+    written: tuple[WrittenWord, ...] = field(default=(), compare=False)
 
     def place(self, size: tuple[int, int], latent: tuple[int, int]) -> Area | None:
         """The part of the latent (H, W) that a call of this size sees; None where it sees another one, a tile."""
@@ -98,8 +99,11 @@ def read_conditioning(
     words = tuple(
         (carried[index], position) for index, position in entry[CLASS_WORDS] if carried.get(index) is not None
     )
+    written = tuple(
+        word._replace(subject=carried[word.subject]) for word in entry[WRITTEN] if carried.get(word.subject) is not None
+    )
     called = tuple(sorted({subject for subject in carried.values() if subject is not None}))
-    return Conditioning(number, called, words, period, area, text, missing)
+    return Conditioning(number, called, words, period, area, text, missing, written=written)
 
 
 def match_subject(index: int, who: tuple[str, ...], carried: Sequence[tuple[str, ...]]) -> int | None:

@@ -6,6 +6,7 @@ subject tokens, and the attention patches that use them, belong to the run: clon
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import comfy.patcher_extension
 import comfy.utils
@@ -23,33 +24,17 @@ from ..subject import Subject
 from . import routing as routings
 from .attention import STEP, MultimodalCrossAttention
 from .conditionings import Conditioning, find_conditionings, share_phases
+from .patches import OURS, Patch, attention_patches, of_hooks
 from .projection import BlockKey, Projected, SubjectProjections, image_projections
+from .record import WRAPPER_KEY, Record, find_sampling
 from .routing import AUTO, MASKS, OFF
 from .routing.auto import reading_blocks
 from .rows import Call, call_rows, rows_by_text, windows
 from .step import Step
 
-WRAPPER_KEY, STEPS_BEFORE = "mmdiff", "mmdiff_steps_before"
+STEPS_BEFORE = "mmdiff_steps_before"
 
 logger = logging.getLogger(__name__)
-
-
-def last_routing(model: ModelPatcher) -> Tensor | None:
-    """What the model's latest run decided, (b, subjects, h, w); None without a run, subjects or routing."""
-    found = model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
-    return found[0].last_routing if found else None
-
-
-def why_no_routing(model: ModelPatcher) -> str:
-    """Why `last_routing` has nothing, in words."""
-    found = model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY)
-    if not found:
-        return "this MODEL carries no subjects. Connect the MODEL that Apply MM-Diff gave and the KSampler used."
-    if found[0].routing == OFF:
-        return "routing is 'off', so every subject may be anywhere. Choose 'masks' or 'auto' in Apply MM-Diff."
-    if found[0].routing == AUTO:
-        return "'auto' read no regions. It needs a finished sampling, and a prompt that calls two subjects or more."
-    return "nothing was sampled with this MODEL yet. Connect the one that the KSampler used."
 
 
 def apply_subjects(
@@ -65,7 +50,7 @@ def apply_subjects(
     Raises ValueError where the base model is not the checkpoint's or already carries subjects, and on `masks` without a
     region.
     """
-    if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, WRAPPER_KEY):
+    if find_sampling(model) is not None:
         raise ValueError(
             "model: this model already carries MM-Diff subjects. Connect all subjects to one MM-Diff node, and to it "
             "the MODEL from before the other."
@@ -100,7 +85,7 @@ def count_steps(executor, noise: Tensor, latent: Tensor, sampler, sigmas: Tensor
 class SubjectSampling:
     """SAMPLER_SAMPLE wrapper: prepares a Run and lets the sampler work with it.
 
-    `last_routing` is a record for previews, (b, subjects, h, w) of the latest run's weights, or None without routing.
+    `record` is of the latest finished run.
     """
 
     def __init__(
@@ -113,7 +98,7 @@ class SubjectSampling:
         self.routing = routing
         self.regions = [subject.region for subject in subjects]
         routings.check(routing, self.regions)
-        self.last_routing: Tensor | None = None
+        self.record: Record | None = None
 
     def __call__(self, executor, guider, sigmas: Tensor, extra_args: dict, callback, noise: Tensor, *args, **kwargs):
         transformer_options = extra_args["model_options"]["transformer_options"]
@@ -122,9 +107,23 @@ class SubjectSampling:
         resolve_steps(guider.conds, sigmas, before)
         keep_phases(guider.conds, guider.inner_model.model_sampling)
         run = Run(self, guider, sigmas, before, noise)
+        patches = (
+            *attention_patches(extra_args["model_options"], guider.model_patcher, self.checkpoint),
+            *of_hooks(guider.conds),
+        )
         run.install(transformer_options)
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-        self.last_routing = run.routing.decided(len(noise), len(self.subjects))
+        self.record = Record(
+            sigmas=tuple(sigmas.tolist()),
+            before=before,
+            ranges=tuple(run.ranges),
+            batch=run.batch,
+            latent=run.latent,
+            conditionings=tuple(replace(c, text=c.text.new_empty(0)) for c in run.conditionings.values()),
+            patches=(Patch("attn2 replace", OURS, len(run.projected)), *patches),
+            routed=run.routing.decided(run.batch, len(self.subjects)),
+            said=tuple(run.said),
+        )
         return samples
 
 
@@ -151,15 +150,15 @@ class Run:
         self.conditionings = find_conditionings(guider.conds, plan.subjects)
         widths = {block: k.shape[-1] for block, (k, _) in self.projected.items()}
         self.routing = routings.make(plan.routing, plan.regions, reading_blocks(widths))
-        self.said: set[str] = set()
+        self.said: dict[str, None] = {}
         self.seen: tuple = (object(), None)  # no call's
-        for message in (*doubts(plan.subjects, self.conditionings.values(), self.routing), *idle(plan, self.ranges)):
+        for message in (*doubts(plan.subjects, self.conditionings.values(), plan.routing), *idle(plan, self.ranges)):
             self.say(message)
 
     def say(self, message: str) -> None:
         """A warning, once in a run."""
         if message not in self.said:
-            self.said.add(message)
+            self.said[message] = None
             logger.warning("MM-Diff: %s", message)
 
     def install(self, transformer_options: dict) -> None:
@@ -241,9 +240,7 @@ class Run:
         return step.prepare(device)
 
 
-def doubts(
-    subjects: Sequence[Subject], conditionings: Iterable[Conditioning], routing: routings.Routing
-) -> Iterator[str]:
+def doubts(subjects: Sequence[Subject], conditionings: Iterable[Conditioning], routing: str) -> Iterator[str]:
     """What a run's prompts and subjects leave open, in words."""
     conditionings = list(conditionings)
     for who in dict.fromkeys(who for conditioning in conditionings for who in conditioning.missing):
@@ -267,7 +264,7 @@ def doubts(
             "positive: a prompt without triggers stands beside prompts with them, and gets every subject of the model. "
             "If it is to show none, sample it with the MODEL from before Apply MM-Diff, or give it a low fuse_scale."
         )
-    if routing.name == AUTO and any(not c.triggers and len(c.subjects) > 1 for c in conditionings):
+    if routing == AUTO and any(not c.triggers and len(c.subjects) > 1 for c in conditionings):
         yield (
             "positive: a prompt has no triggers, so routing 'auto' cannot read its regions and is 'off' there. Write "
             "it in MM-Diff Text Encode or Apply MM-Diff; with ConditioningConcat or ConditioningAverage, connect that "
