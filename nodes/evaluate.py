@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..mmdiff_model.evaluation.boxes import class_words, load_boxes
-from ..mmdiff_model.evaluation.encoders import load_clip, load_dino, load_dinov2
+from ..mmdiff_model.evaluation.encoders import ClipVisionEncoder, load_clip, load_dino, load_dinov2
 from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces, unseen_faces
 from ..mmdiff_model.evaluation.picture import draw_report
 from ..mmdiff_model.evaluation.recogniser import Recogniser, load_recogniser
@@ -126,6 +126,12 @@ class MMDiffEvaluate(io.ComfyNode):
                     tooltip="One further photo of each subject, in their order, that no subject was encoded from: "
                     "faces that are nearer to their reference than to it are copied (copy-paste).",
                 ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="For CLIP-I without a clip_model: a model of the CLIP Vision loader, or the demo's. CLIP-T "
+                    "needs a clip_model.",
+                ),
             ],
             outputs=[
                 io.String.Output(display_name="table", tooltip="The scores as Markdown tables."),
@@ -149,12 +155,13 @@ class MMDiffEvaluate(io.ComfyNode):
         box_model: str = NONE,
         words: str = "",
         unseen_photos: Tensor | None = None,
+        clip_vision=None,
     ) -> io.NodeOutput:
         check_prefix(filename_prefix)
         pictures = photos_from(images)
         subjects = connected_photos(references)
-        faces_wanted = face_analysis is not None
-        check_choice(prompt, bool(subjects), clip_model, dino_model, faces_wanted, dinov2_model)
+        faces_wanted, vision = face_analysis is not None, clip_vision is not None
+        check_choice(prompt, bool(subjects), clip_model, dino_model, faces_wanted, dinov2_model, vision)
         check_judges(faces_wanted, dino_model, face_recogniser, box_model, unseen_photos is not None)
         unseen = None if unseen_photos is None else photos_from(unseen_photos, "unseen_photos")
         looked_for = [] if box_model == NONE else class_words(words, prompt, len(subjects))
@@ -168,6 +175,8 @@ class MMDiffEvaluate(io.ComfyNode):
                 (load_boxes, "box_model", box_model),
             )
         )
+        if vision:
+            clip = ClipVisionEncoder(clip_vision)
         faces = None if face_analysis is None else face_matcher(face_analysis, subjects, unseen=unseen)
         second = None if recogniser is None else face_matcher(face_analysis, subjects, recogniser, unseen)
         encoders = sum(model is not None for model in (clip, dino, dinov2))
@@ -199,13 +208,14 @@ class MMDiffEvaluate(io.ComfyNode):
         face_analysis=NOT_CONNECTED,
         filename_prefix=None,
         dinov2_model=NONE,
+        clip_vision=NOT_CONNECTED,
     ) -> bool | str:
-        faces = face_analysis is not NOT_CONNECTED
+        faces, vision = (given is not NOT_CONNECTED for given in (face_analysis, clip_vision))
         return validation(
             lambda: check_option("clip_model", clip_model, model_names()),
             lambda: check_option("dino_model", dino_model, model_names()),
             lambda: check_option("dinov2_model", dinov2_model, model_names()),
-            lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces, dinov2_model),
+            lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces, dinov2_model, vision),
             lambda: filename_prefix is None or check_prefix(filename_prefix),
         )
 
@@ -254,20 +264,24 @@ def check_choice(
     dino_model: str | None,
     faces: bool,
     dinov2_model: str | None = NONE,
+    clip_vision: bool = False,
 ) -> None:
     """Raises ValueError where there is nothing to measure, or a chosen score lacks its prompt or photos; None is a
     linked input, not known yet."""
-    if clip_model == dino_model == dinov2_model == NONE and not faces:
+    if clip_model == dino_model == dinov2_model == NONE and not faces and not clip_vision:
         raise ValueError(
             "clip_model: there is nothing to measure. Choose a clip_model or a dino_model from "
-            "models/mmdiff_evaluation, or connect face_analysis."
+            "models/mmdiff_evaluation, or connect clip_vision or face_analysis."
         )
+    if clip_vision and clip_model not in (NONE, None):
+        raise ValueError("clip_vision: the clip_model measures CLIP-I too. Disconnect it, or set clip_model to none.")
     if clip_model not in (NONE, None) and prompt is not None and not plain_prompt(prompt):
         raise ValueError("prompt: it is empty, and CLIP-T compares the pictures with it. Write the pictures' prompt.")
     needs = {
         "dino_model": dino_model not in (NONE, None),
         "dinov2_model": dinov2_model not in (NONE, None),
         "face_analysis": faces,
+        "clip_vision": clip_vision,
     }
     if not references and any(needs.values()):
         needing = next(name for name, chosen in needs.items() if chosen)

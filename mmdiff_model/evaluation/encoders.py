@@ -15,6 +15,7 @@ from typing import Any
 import comfy.model_management
 import numpy as np
 import torch
+from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
@@ -100,6 +101,19 @@ class ClipEncoder(PictureEncoder):
         tokens = self.tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")["input_ids"]
         features = self.patcher.model.text(tokens.to(self.patcher.load_device))
         return nn.functional.normalize(features[0], dim=-1).cpu()
+
+
+@dataclass(frozen=True)
+class ClipVisionEncoder:
+    """The model of a CLIP_VISION socket, which resizes and normalises by itself; it has no text side."""
+
+    clip_vision: ClipVisionModel
+    name: str = "clip_vision"
+
+    def embed(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Pictures (H, W, 3) in 0..1, any sizes -> unit vectors (n, d), float32 on the CPU."""
+        features = [self.clip_vision.encode_image(picture[None])["image_embeds"] for picture in pictures]
+        return nn.functional.normalize(torch.cat(features).float(), dim=-1).cpu()
 
 
 def to_bytes(picture: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..faces import find_faces, to_bgr
 from . import protocols
 from .boxes import BoxFinder, square_crop
-from .encoders import ClipEncoder, PictureEncoder
+from .encoders import ClipEncoder, ClipVisionEncoder, PictureEncoder
 from .matching import (
     Box,
     FaceMatch,
@@ -29,13 +29,13 @@ Key = tuple[str, int | None]  # a metric, and the subject's number from 1 where 
 class Models:
     """The encoders that score; `faces` and `second` hold the subjects of one picture and are given with it."""
 
-    clip: ClipEncoder | None = None
+    clip: ClipEncoder | ClipVisionEncoder | None = None
     dino: PictureEncoder | None = None
     dinov2: PictureEncoder | None = None
     boxes: BoxFinder | None = None
 
     @property
-    def encoders(self) -> dict[str, PictureEncoder]:
+    def encoders(self) -> dict[str, PictureEncoder | ClipVisionEncoder]:
         """By the metric of the whole picture, those that are there."""
         all_of_them = {"CLIP-I": self.clip, "DINO": self.dino, "DINOv2": self.dinov2}
         return {metric: encoder for metric, encoder in all_of_them.items() if encoder is not None}

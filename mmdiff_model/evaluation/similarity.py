@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..prompt import strip_triggers
 from .boxes import BoxFinder
-from .encoders import ClipEncoder, PictureEncoder
+from .encoders import ClipEncoder, ClipVisionEncoder, PictureEncoder
 from .figures import Case, Models, match_scores, measure
 from .matching import FaceMatch, FaceMatcher
 from .report import Report, Score, SwapMatrix
@@ -28,7 +28,7 @@ def evaluate(
     pictures: Sequence[Tensor],
     prompt: str,
     subjects: Sequence[Sequence[Tensor]],
-    clip: ClipEncoder | None = None,
+    clip: ClipEncoder | ClipVisionEncoder | None = None,
     dino: PictureEncoder | None = None,
     faces: FaceMatcher | None = None,
     progress: Callable[[], None] = lambda: None,
