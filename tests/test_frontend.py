@@ -16,6 +16,7 @@ pytestmark = pytest.mark.live
 ROOT = Path(__file__).resolve().parent.parent
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+DEMOS = [path for path in WORKFLOWS if path.stem.startswith("MM-Diff Demo ")]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types.MMDiffApply"
@@ -27,6 +28,19 @@ OPEN = """async (workflow) => {
     const { output, workflow: saved } = await window.app.graphToPrompt()
     return { missing, output, saved: JSON.stringify(saved) }
 }"""
+
+
+RUN = """async (seconds) => {
+    const ends = ['execution_success', 'execution_error', 'execution_interrupted']
+    const end = new Promise((resolve) => {
+        for (const kind of ends)
+            window.app.api.addEventListener(kind, (event) => resolve({ kind, ...event.detail }), { once: true })
+        setTimeout(() => resolve({ kind: `nothing in ${seconds} s` }), 1000 * seconds)
+    })
+    await window.app.queuePrompt(0, 1)
+    return await end
+}"""
+RUN_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +70,16 @@ def test_opens_and_posts_what_to_api_makes(path, page, object_info):
         for node_id, node in opened["output"].items()
     }
     assert posted == to_api(workflow, object_info)
+
+
+@pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
+def test_a_demo_runs_to_its_end(path, page, server):
+    """As a newcomer has it: opened, and Run."""
+    page.evaluate(OPEN, json.loads(path.read_text()))
+    end = page.evaluate(RUN, RUN_SECONDS)
+    assert end["kind"] == "execution_success"
+    outputs = json.loads(server._get(f"/history/{end['prompt_id']}"))[end["prompt_id"]]["outputs"]
+    assert server.images(outputs)
 
 
 PLACE = """async (blueprint) => {
