@@ -34,7 +34,8 @@ SAVED = ["MM-Diff Demo 5, save and load", "MM-Diff SDXL, save and load a person"
 ROUTED = [name for name in WORKFLOWS if "MMDiffRoutingPreview" in WORKFLOWS[name].read_text()]
 
 TITLE_HEIGHT = 30
-SCREEN, FITTED, READABLE = (1860, 1000), 0.75, 0.5  # a canvas of 1920 x 1080; how the front end fits a template into it
+SCREEN, FITTED = (1860, 1000), 0.75  # a canvas of 1920 x 1080; how the front end fits a template into it
+READABLE = 0.58  # below 8/14 the front end draws no text
 THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 512, 50_000
 SIZE, STEPS = 64, 4
 ACTIVE = 0
