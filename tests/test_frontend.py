@@ -82,6 +82,27 @@ def test_a_demo_runs_to_its_end(path, page, server):
     assert server.images(outputs)
 
 
+CROPS = """() => window.app.graph.nodes.filter((node) => node.type === 'MMDiffEncodeSubject')
+    .every((node) => window.app.nodeOutputs[node.id]?.images?.length)"""
+
+
+def test_crops_outlast_a_reload(page):
+    """They are of the photos that the graph has: of others, nothing is shown."""
+    workflow = json.loads(DEMOS[1].read_text())
+    settings = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
+    settings["KSampler"][2] = 1  # step
+    page.evaluate(OPEN, workflow)
+    assert page.evaluate(RUN, RUN_SECONDS)["kind"] == "execution_success"
+    page.reload()
+    page.wait_for_function(READY, timeout=START_MILLISECONDS)
+    page.evaluate(OPEN, workflow)
+    page.wait_for_function(CROPS)
+    settings["MMDiffDemoCharacter"][1] += 1  # seed
+    page.evaluate(OPEN, workflow)
+    page.wait_for_timeout(2000)
+    assert not page.evaluate(CROPS)
+
+
 PLACE = """async (blueprint) => {
     await window.app.loadGraphData(blueprint)
     const [node] = window.app.graph.nodes
