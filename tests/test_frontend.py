@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -30,6 +31,12 @@ OPEN = """async (workflow) => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def known(page, server) -> dict[str, Any]:
+    """The nodes as the page knows them: with the files that were there when it opened."""
+    return server.object_info()
+
+
 RUN = """async (seconds) => {
     const ends = ['execution_success', 'execution_error', 'execution_interrupted']
     const end = new Promise((resolve) => {
@@ -44,7 +51,7 @@ RUN_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def page(server) -> Iterator[Page]:
+def page(server, photos) -> Iterator[Page]:
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
         pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
@@ -58,7 +65,7 @@ def page(server) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_opens_and_posts_what_to_api_makes(path, page, object_info):
+def test_opens_and_posts_what_to_api_makes(path, page, known):
     workflow = json.loads(path.read_text())
     opened = page.evaluate(OPEN, workflow)
     assert not opened["missing"]
@@ -69,7 +76,7 @@ def test_opens_and_posts_what_to_api_makes(path, page, object_info):
         node_id: {"class_type": node["class_type"], "inputs": node["inputs"]}
         for node_id, node in opened["output"].items()
     }
-    assert posted == to_api(workflow, object_info)
+    assert posted == to_api(workflow, known)
 
 
 @pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
