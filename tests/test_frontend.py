@@ -31,12 +31,6 @@ OPEN = """async (workflow) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def known(page, server) -> dict[str, Any]:
-    """The nodes as the page knows them: with the files that were there when it opened."""
-    return server.object_info()
-
-
 RUN = """async (seconds) => {
     const ends = ['execution_success', 'execution_error', 'execution_interrupted']
     const end = new Promise((resolve) => {
@@ -62,6 +56,12 @@ def page(server, photos) -> Iterator[Page]:
         opened.wait_for_function(READY, timeout=START_MILLISECONDS)
         yield opened
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def known(page, server) -> dict[str, Any]:
+    """The nodes as the page knows them: with the files that were there when it opened."""
+    return server.object_info()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
