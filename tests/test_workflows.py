@@ -114,6 +114,7 @@ def test_it_opens_readable_with_the_note_first_and_nothing_switched_off(name):
     assert FITTED * min(SCREEN[0] / width, SCREEN[1] / height) >= READABLE
     first = min(nodes, key=lambda node: node["pos"][0])
     assert first["type"] == "MarkdownNote" and first["widgets_values"][0].startswith("# ")
+    assert "`" not in first["widgets_values"][0]  # Nodes 2.0 draws code in a note blue on grey
     assert {node["mode"] for node in nodes} == {ACTIVE}
 
 
