@@ -167,7 +167,11 @@ class MMDiffSaveSubject(io.ComfyNode):
                 io.String.Input("filename", default="subject", tooltip="Name of the file, without .safetensors."),
                 io.Boolean.Input("overwrite", default=False, tooltip="Replace a file of that name."),
             ],
-            outputs=[],
+            outputs=[
+                io.Combo.Output(
+                    display_name="file", tooltip="The file's name, for the file input of Load MM-Diff Subject."
+                )
+            ],
             is_output_node=True,
         )
 
@@ -177,7 +181,7 @@ class MMDiffSaveSubject(io.ComfyNode):
         path = new_file(FOLDER, filename, overwrite)
         with writing("filename", path):
             save_subject(subject, path, overwrite)
-        return io.NodeOutput(ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
+        return io.NodeOutput(path.name, ui=ui.PreviewText(f"Saved {path.name} to {path.parent}"))
 
     @classmethod
     def validate_inputs(cls, filename=None) -> bool | str:

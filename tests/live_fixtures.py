@@ -40,9 +40,12 @@ def object_info(server) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def photos(server, tmp_path_factory) -> list[str]:
-    """Uploaded photos of one face: the whole picture, a crop of another shape, and mirrored."""
+    """Uploaded photos of one face: the whole picture, a crop of another shape with a painted mask, and mirrored."""
     whole = Image.fromarray(skimage.data.astronaut())
     crop = whole.crop((60, 0, 400, 300))
+    alpha = Image.new("L", crop.size, 255)
+    alpha.paste(0, (80, 40, 240, 280))  # what the Mask Editor paints becomes transparent
+    crop.putalpha(alpha)
     pictures = {"whole.png": whole, "crop.png": crop, "mirrored.jpg": ImageOps.mirror(whole)}
     folder = tmp_path_factory.mktemp("photos")
     for name, picture in pictures.items():

@@ -113,6 +113,17 @@ def test_clip_scores_are_transformers_own(models):
     )
 
 
+def test_a_clip_vision_socket_gives_clip_i(tiny, output):
+    run(clip_model=NONE, dino_model=NONE, clip_vision=tiny.clip_vision)
+    [file] = output.iterdir()
+    [score] = json.loads(file.read_text())["scores"]
+    photo, *pictures = (tiny.clip_vision.encode_image(one[None])["image_embeds"][0] for one in (ASTRONAUT, *PICTURES))
+    cosines = [torch.cosine_similarity(picture, photo, dim=0).item() for picture in pictures]
+    assert (score["metric"], score["subject"]) == ("CLIP-I", 1)
+    assert score["values"] == pytest.approx(cosines, abs=1e-5)
+    assert np.ptp(cosines) > 0.001, "the tiny model no longer tells these pictures apart"
+
+
 @pytest.mark.parametrize(("name", "kind"), [("dino", ViTModel), ("dinov2", Dinov2Model)])
 def test_dino_scores_are_transformers_own(models, name, kind):
     report = evaluate(list(PICTURES), "", [[CAT]], dino=load_dino(models / name, "dino_model"))
@@ -408,6 +419,7 @@ def test_grey_and_transparent_references_are_taken(models, output):
         ({"references": {"reference_1": None}}, "references: none is connected"),
         ({"images": PICTURES * NAN}, "images: photo 1 holds NaN"),
         ({"references": {"reference_2": CAT[None] * NAN}}, r"^references\.reference_2: photo 1 holds NaN"),
+        ({"clip_vision": object()}, "clip_vision: the clip_model measures CLIP-I too"),
         ({"clip_model": "dino"}, "clip_model: 'dino' is a model of type 'vit', clip is needed"),
         ({"dino_model": "openai/clip"}, "dino_model: 'clip' is a model of type 'clip', vit or dinov2"),
         ({"dino_model": "gone"}, "dino_model: 'gone' is no longer in .*refresh"),

@@ -123,7 +123,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
 def portrait(server, object_info, photos, tmp_path) -> dict:
     """The shipped workflow of one subject with tiny models, one picture a seed."""
     prompt = with_tiny_models(
-        to_api(json.loads((WORKFLOWS / "single_portrait.json").read_text()), object_info), photos, 64, 1
+        to_api(json.loads((WORKFLOWS / "MM-Diff SDXL, one person.json").read_text()), object_info), photos, 64, 1
     )
     for node in prompt.values():
         if node["class_type"] == "EmptyLatentImage":

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, TimeoutError, sync_playwright
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.live
 ROOT = Path(__file__).resolve().parent.parent
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+DEMOS = [path for path in WORKFLOWS if path.stem.startswith("MM-Diff Demo ")]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 READY = "() => window.app?.graph && window.LiteGraph?.registered_node_types.MMDiffApply"
@@ -30,8 +32,21 @@ OPEN = """async (workflow) => {
 }"""
 
 
+RUN = """async (seconds) => {
+    const ends = ['execution_success', 'execution_error', 'execution_interrupted']
+    const end = new Promise((resolve) => {
+        for (const kind of ends)
+            window.app.api.addEventListener(kind, (event) => resolve({ kind, ...event.detail }), { once: true })
+        setTimeout(() => resolve({ kind: `nothing in ${seconds} s` }), 1000 * seconds)
+    })
+    await window.app.queuePrompt(0, 1)
+    return await end
+}"""
+RUN_SECONDS = 300
+
+
 @pytest.fixture(scope="module")
-def page(server) -> Iterator[Page]:
+def page(server, photos) -> Iterator[Page]:
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
         pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
@@ -45,8 +60,14 @@ def page(server) -> Iterator[Page]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def known(page, server) -> dict[str, Any]:
+    """The nodes as the page knows them: with the files that were there when it opened."""
+    return server.object_info()
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_opens_and_posts_what_to_api_makes(path, page, object_info):
+def test_opens_and_posts_what_to_api_makes(path, page, known):
     workflow = json.loads(path.read_text())
     opened = page.evaluate(OPEN, workflow)
     assert not opened["missing"]
@@ -57,7 +78,38 @@ def test_opens_and_posts_what_to_api_makes(path, page, object_info):
         node_id: {"class_type": node["class_type"], "inputs": node["inputs"]}
         for node_id, node in opened["output"].items()
     }
-    assert posted == to_api(workflow, object_info)
+    assert posted == to_api(workflow, known)
+
+
+@pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
+def test_a_demo_runs_to_its_end(path, page, server):
+    """As a newcomer has it: opened, and Run."""
+    page.evaluate(OPEN, json.loads(path.read_text()))
+    end = page.evaluate(RUN, RUN_SECONDS)
+    assert end["kind"] == "execution_success"
+    outputs = json.loads(server._get(f"/history/{end['prompt_id']}"))[end["prompt_id"]]["outputs"]
+    assert server.images(outputs)
+
+
+CROPS = """() => window.app.graph.nodes.filter((node) => node.type === 'MMDiffEncodeSubject')
+    .every((node) => window.app.nodeOutputs[node.id]?.images?.length)"""
+
+
+def test_crops_outlast_a_reload(page):
+    """They are of the photos that the graph has: of others, nothing is shown."""
+    workflow = json.loads(DEMOS[1].read_text())
+    settings = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
+    settings["KSampler"][2] = 1  # step
+    page.evaluate(OPEN, workflow)
+    assert page.evaluate(RUN, RUN_SECONDS)["kind"] == "execution_success"
+    page.reload()
+    page.wait_for_function(READY, timeout=START_MILLISECONDS)
+    page.evaluate(OPEN, workflow)
+    page.wait_for_function(CROPS)
+    settings["MMDiffDemoCharacter"][1] += 1  # seed
+    page.evaluate(OPEN, workflow)
+    page.wait_for_timeout(2000)
+    assert not page.evaluate(CROPS)
 
 
 LANGUAGE = "(code) => window.app.extensionManager.setting.set('Comfy.Locale', code)"
@@ -156,7 +208,7 @@ def test_every_socket_is_called_in_the_browsers_language(language, page, server)
     opened = page.context.browser.new_page(locale=language)
     opened.goto(server.url)
     opened.wait_for_function(READY, timeout=START_MILLISECONDS)
-    workflow = json.loads((ROOT / "workflows" / "three_subjects.json").read_text())
+    workflow = json.loads((ROOT / "workflows" / "MM-Diff SDXL, three people by name.json").read_text())
     shown = opened.evaluate(SHOWN, workflow)
     opened.close()
     for sockets in (shown["opened"], shown["added"]):

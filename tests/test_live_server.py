@@ -56,7 +56,7 @@ class Graph:
 
 @pytest.fixture(scope="module")
 def portrait(server, object_info, photos) -> Prompt:
-    workflow = json.loads((ROOT / "workflows" / "single_portrait.json").read_text())
+    workflow = json.loads((ROOT / "workflows" / "MM-Diff SDXL, one person.json").read_text())
     return with_tiny_models(to_api(workflow, object_info), photos, SIZE, STEPS)
 
 

@@ -23,7 +23,7 @@ from workflow_api import to_api
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 ARCHIVE_BYTES = 20e6
-DEMO = "workflows/MM-Diff demo (nothing to download).json"
+DEMO = "workflows/MM-Diff Demo 1, two characters (nothing to download).json"
 PACK_FOLDERS = "nodes", "mmdiff_model", "small_world", "web", "locales", "workflows", "subgraphs"
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
 

@@ -9,6 +9,20 @@ from typing import Any
 
 CHECKPOINT = "tiny"
 TRIGGER = re.compile(r"<\|subj.*?\|>")
+FULL_SIZE = 1024  # pixels a side that the workflows' numbers are about
+PIXELS = {
+    "ImageScale": ("width", "height"),
+    "ImageCrop": ("width", "height", "x", "y"),
+    "ImageCompositeMasked": ("x", "y"),
+    "SolidMask": ("width", "height"),
+    "FeatherMask": ("left", "top", "right", "bottom"),
+    "GrowMask": ("expand",),
+}
+TEXT_SLOTS = {  # outputs that are texts
+    "MMDiffApply": {1: "positive", 2: "negative"},
+    "MMDiffTextEncode": {0: "positive", 1: "negative"},
+    "MMDiffApplyModel": {},
+}
 MODEL_OUTPUTS = {"CheckpointLoaderSimple": [0, 1, 2], "CLIPVisionLoader": [3]}  # of MMDiffTinyModels
 
 Prompt = dict[str, dict[str, Any]]
@@ -46,20 +60,25 @@ def with_tiny_models(prompt: Prompt, photos: Sequence[str], size: int = 128, ste
             inputs |= {"width": size, "height": size}
         elif kind == "KSampler":
             inputs["steps"] = steps
+        elif kind == "ImageScaleToTotalPixels":
+            inputs["megapixels"] = 0.01
+        for name in PIXELS.get(kind, ()):
+            inputs[name] = inputs[name] * size // FULL_SIZE
     relink(tiny, sources)
     return tiny
 
 
 def without_mmdiff(prompt: Prompt) -> Prompt:
-    """The prompt with each MMDiffApply replaced by plain text: what the base model paints from the same words."""
+    """The prompt with plain text and the bare model: what the base model paints from the same words."""
     plain = copy.deepcopy(prompt)
     sources = {}
     for node_id, node in prompt.items():
-        if node["class_type"] != "MMDiffApply":
+        if node["class_type"] not in TEXT_SLOTS:
             continue
         inputs = node["inputs"]
-        sources[node_id, 0] = inputs["model"]
-        for slot, text in enumerate(("positive", "negative"), start=1):
+        if "model" in inputs:
+            sources[node_id, 0] = inputs["model"]
+        for slot, text in TEXT_SLOTS[node["class_type"]].items():
             sources[node_id, slot] = [f"{node_id}-{text}", 0]
             words = TRIGGER.sub("", inputs[text])
             plain[f"{node_id}-{text}"] = {

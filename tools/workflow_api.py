@@ -33,17 +33,23 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, d
 
 
 def widget_values(node: Node, info: dict[str, Any]) -> dict[str, Any]:
-    """{input: value} of a node's widgets. Saved values have no names: they follow the order of the type's inputs."""
-    names = []
+    """{input: value} of a node's widgets. Saved values have no names: they follow the order of the type's inputs.
+
+    What was not saved is the type's default, of a list its first entry.
+    """
+    names, defaults = [], {}
     for group in ("required", "optional"):
         for name, (kind, *options) in info["input"].get(group, {}).items():
             settings = options[0] if options else {}
             if (isinstance(kind, list) or kind in WIDGET_TYPES) and not settings.get("forceInput"):
                 names.append(name)
+                listed = kind if isinstance(kind, list) else settings.get("options", [])
+                if (default := settings.get("default", next(iter(listed), None))) is not None:
+                    defaults[name] = default
                 if settings.get("control_after_generate") or settings.get("image_upload"):
                     names.append(None)  # a second widget that the front end adds and does not post
     values = node.get("widgets_values") or []
-    return {name: value for name, value in zip(names, values, strict=False) if name is not None}
+    return defaults | {name: value for name, value in zip(names, values, strict=False) if name is not None}
 
 
 def origin(link: int | None, nodes: dict[int, Node], links: dict[int, tuple[int, int]]) -> list[Any] | None:
