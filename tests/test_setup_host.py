@@ -13,6 +13,7 @@ import venv
 import pytest
 import yaml
 
+import demo_pictures
 import setup_host
 import setup_steps
 from conftest import ROOT
@@ -122,6 +123,29 @@ def test_without_a_network_the_cause_stands_last():
     assert len(lines) == 3 and lines[-1] == setup_steps.NO_NETWORK
 
 
+def test_an_environment_borrows_what_it_lacks(tmp_path):
+    packages = {}
+    for name in ("lender", "borrower"):
+        venv.create(tmp_path / name, symlinks=True)
+        [packages[name]] = tmp_path.glob(f"{name}/[Ll]ib/**/site-packages")
+        (packages[name] / "both.py").write_text(f"source = {name!r}\n")
+    (packages["lender"] / "lent.py").write_text("source = 'lender'\n")
+    setup_steps.lend_packages(tmp_path / "lender", tmp_path / "borrower")
+    command = [
+        setup_steps.venv_python(tmp_path / "borrower"),
+        "-c",
+        "import both, lent; print(both.source, lent.source)",
+    ]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "borrower lender\n"
+
+
+def test_a_read_only_folder_is_the_cause_whatever_the_step():
+    line = "OSError: [Errno 30] Read-only file system: '.host'"
+    with pytest.raises(SetupError) as failure:
+        setup_steps.run_step("[2/4]", [sys.executable, "-c", f"print({line!r}); raise SystemExit(2)"], "Free some")
+    assert str(failure.value).splitlines()[1:] == [f"    {line}", setup_steps.UNWRITABLE]
+
+
 def test_a_half_made_environment_is_made_again(tmp_path):
     own = setup_host.Own("0.30.0", tmp_path / "ComfyUI", tmp_path / ".venv")
     venv.create(own.venv, symlinks=True)
@@ -136,6 +160,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match=f"(?s){tmp_path}.*Not a directory.*copy it elsewhere"):
         setup_host.prepare()
+
+
+def test_the_demo_says_first_that_its_pictures_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(demo_pictures, "OUTPUT", tmp_path / "file" / "demo_output")
+    assert demo_pictures.main(str(tmp_path)) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and f"{tmp_path / 'file' / 'demo_output'}: Not a directory.\n" in said.err
+    assert "copy it elsewhere" in said.err
 
 
 def test_another_version_has_a_place_of_its_own(monkeypatch):

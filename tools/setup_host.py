@@ -193,10 +193,8 @@ class Own:
 
 def make_venv(own: Own) -> None:
     print(f"[1/4] Making a virtual environment in {own.venv} with {sys.executable}", flush=True)
-    if (
-        not own.python.is_file()
-        or subprocess.run([own.python, "-m", "pip", "--version"], capture_output=True).returncode
-    ):
+    usable = f"import sys, pip; sys.exit(sys.version_info < {MINIMUM_PYTHON})"
+    if not own.python.is_file() or subprocess.run([own.python, "-c", usable], capture_output=True).returncode:
         run_step(
             "[1/4]",
             [sys.executable, "-m", "venv", "--clear", own.venv],

@@ -12,19 +12,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tarfile
 from pathlib import Path
 
 RETRY = "Make sure that 8 GB are free on the disk, then run the same command again: what is done is kept."
-OFFLINE = re.compile(
-    r"NewConnectionError|Max retries|ConnectionError|ConnectTimeout|ProxyError|Name(Resolution|OrService)"
-)
 UNWRITABLE = "If this folder cannot be written to, or its disk is full, copy it elsewhere and run the command there."
 NO_NETWORK = (
     "The package index was not reached: there is no network connection. Run the same command again when there is one: "
     "what is done is kept."
 )
+# what a step's output says of the cause, and what to try then
+CAUSES = {
+    r"NewConnectionError|Max retries|ConnectionError|ConnectTimeout|ProxyError|Name(Resolution|OrService)": NO_NETWORK,
+    r"Read-only file system|Permission denied|No space left": UNWRITABLE,
+}
 
 
 class SetupError(Exception):
@@ -34,18 +35,18 @@ class SetupError(Exception):
 def run_step(step: str, command: list[str | Path], remedy: str) -> None:
     """Runs a command, its current line shown on a terminal; it ends where this process is asked to.
 
-    Raises SetupError with its last lines and what to try.
+    Raises SetupError with its last lines and what to try: the remedy, unless the output tells of a cause.
     """
     tail: collections.deque[str] = collections.deque(maxlen=6)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
     )
-    width, offline = shutil.get_terminal_size().columns - 8, False
+    width = shutil.get_terminal_size().columns - 8
     try:
         for line in process.stdout:
-            if OFFLINE.search(line):
-                offline = True
-            else:
+            found = [CAUSES[cause] for cause in CAUSES if re.search(cause, line)]
+            remedy = found[0] if found else remedy
+            if NO_NETWORK not in found:  # pip repeats such lines many times
                 tail.append(line.rstrip())
             if sys.stdout.isatty():
                 print(f"\r\033[K      {line.strip()[:width]}", end="\r", flush=True)
@@ -55,7 +56,7 @@ def run_step(step: str, command: list[str | Path], remedy: str) -> None:
         raise
     if failed:
         lines = [f"{step} failed: {' '.join(map(str, command))}", *(f"    {line}" for line in tail)]
-        raise SetupError("\n".join([*lines, NO_NETWORK if offline else remedy]))
+        raise SetupError("\n".join([*lines, remedy]))
 
 
 def end(process: subprocess.Popen) -> None:
@@ -102,8 +103,7 @@ def venv_python(venv: Path) -> Path:
 
 def lend_packages(lender: Path, borrower: Path) -> None:
     """Lets an environment see another's packages, PyTorch above all; those that it has itself come before them."""
-    scheme = "nt" if os.name == "nt" else "posix_prefix"
-    lent, own = (
-        sysconfig.get_path("purelib", scheme, {"base": str(venv), "platbase": str(venv)}) for venv in (lender, borrower)
-    )
-    (Path(own) / "mm-diff-lent.pth").write_text(lent, encoding="utf-8")
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = Path(subprocess.run([venv_python(borrower), "-c", code], stdout=subprocess.PIPE, text=True).stdout.strip())
+    lent = lender / own.relative_to(borrower)
+    (own / "mm-diff-lent.pth").write_text(str(lent), encoding="utf-8")
