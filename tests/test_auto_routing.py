@@ -25,6 +25,8 @@ from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, Auto, Part
 from mmdiff_model.sampling.routing.auto import reading_blocks, separate, word_attention
 from mmdiff_model.schedule import Schedule
 
+pytestmark = pytest.mark.hosts
+
 LONG = (14.0, 8.0, 4.1, 2.0, 1.2, 0.7, 0.3, 0.0)
 
 

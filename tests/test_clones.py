@@ -14,6 +14,8 @@ from helpers import ONE_STEP, encode, left_half, noise_for, random_subject, samp
 from mmdiff_model.sampling import apply_subjects, last_routing
 from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
 
+pytestmark = pytest.mark.hosts
+
 REQUEUES, EDIT_EVERY, WARM_UP = 1000, 20, 120
 
 

@@ -14,6 +14,8 @@ import nodes
 from helpers import encode, random_subject, record
 from host_surface import LIST, problem, uses
 
+pytestmark = pytest.mark.hosts
+
 METHODS = {
     ModelPatcher: {
         "add_object_patch": (),

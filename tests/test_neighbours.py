@@ -29,6 +29,8 @@ from mmdiff_model.schedule import Schedule
 from mmdiff_model.text import encode_text
 from tiny_pack.models import make_model
 
+pytestmark = pytest.mark.hosts
+
 FLOOR = 2e-5
 PACKS = [
     packs.add_image_prompt,

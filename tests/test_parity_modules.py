@@ -16,6 +16,8 @@ from reference import FOLDER, assert_close
 from tiny_pack.models import fill
 from tiny_pack.weights import noise, weight
 
+pytestmark = pytest.mark.hosts
+
 SEED, TOLERANCE = 20, 1e-5
 OPERATIONS = comfy.ops.manual_cast
 HEADS, WIDTH, CONTEXT, RANK, TOKENS = 4, 64, 512, 64, 4

@@ -7,6 +7,8 @@ from mm_diff_pack.nodes.apply import MMDiffApply
 
 from reference import ATTENTION, CASES, COND, LATENTS, NOISE, UNCOND, assert_close, load, sample, zero_out
 
+pytestmark = pytest.mark.hosts
+
 ATTENTION_CASES = ["A", "C", "G"]
 
 

@@ -6,6 +6,8 @@ import torch
 from mmdiff_model.vision import encode_cls, encode_patches
 from reference import CASES, PATCHES, TOKENS, assert_close, load
 
+pytestmark = pytest.mark.hosts
+
 CASES_WITH_INPUTS = [case for case in CASES if "inputs_of" not in load(case).config]
 
 

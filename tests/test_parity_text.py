@@ -10,6 +10,8 @@ from reference import CASES, NEVER, TEXT, assert_close, load, zero_out
 from tiny_pack.checkpoint import mlp_lora, text_lora, write_official_checkpoint
 from tiny_pack.models import make_clip
 
+pytestmark = pytest.mark.hosts
+
 FUSED_CASES = [case for case in CASES if load(case).has_trigger]
 GUIDED_CASES = [case for case in FUSED_CASES if load(case).has_negative]
 PLAIN, FUSED = "pure", "augmented"

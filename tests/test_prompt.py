@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from mmdiff_model.prompt import WHERE, PromptError, strip_triggers, trigger_subjects
 from mmdiff_model.text import ENCODERS, find_class_words
 
+pytestmark = pytest.mark.hosts
+
 WORDS = [
     "a",
     "the",

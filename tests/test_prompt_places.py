@@ -21,6 +21,8 @@ from mmdiff_model.prompt import (
 from mmdiff_model.text import ENCODERS, encode_text, find_class_words
 from prompt_oracle import places
 
+pytestmark = pytest.mark.hosts
+
 HEBREW_MAN, ARABIC_GIRL = "\u05d0\u05d9\u05e9", "\u0641\u062a\u0627\u0629"
 CHINESE_MAN, CHINESE_DANCES = "\u7537\u4eba", "\u5728\u8df3\u821e"
 DOG_FACE, FAMILY, DARK_HAND = "\U0001f436", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f44b\U0001f3ff"

@@ -139,6 +139,7 @@ def test_every_ignored_path_is_there():
     assert not [pattern for pattern in patterns if not (ROOT / pattern).exists()]
 
 
+@pytest.mark.hosts
 @pytest.mark.live
 def test_the_archive_alone_paints_the_demo(unpacked):
     with LiveServer(Path(folder_paths.base_path), packs={"ComfyUI-MM-Diff": unpacked}) as server:

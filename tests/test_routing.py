@@ -26,6 +26,8 @@ from mmdiff_model.sampling.attention import MultimodalCrossAttention
 from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, Masks
 from mmdiff_model.schedule import Schedule
 
+pytestmark = pytest.mark.hosts
+
 FLOOR = 2e-5  # float32, after a few steps of a UNet with values near 20
 ONES, ZEROS = torch.ones(64, 64), torch.zeros(64, 64)
 LEFT = left_half()

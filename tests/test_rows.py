@@ -20,6 +20,8 @@ from mmdiff_model.sampling.step import Step
 from mmdiff_model.subject import identify
 from mmdiff_model.subject_file import load_subject, save_subject
 
+pytestmark = pytest.mark.hosts
+
 FLOOR = 5e-5
 HALVES = (slice(0, 8), slice(8, 16))
 THIRDS = (slice(0, 8), slice(4, 12), slice(8, 16))

@@ -7,6 +7,8 @@ from helpers import random_subject
 from mmdiff_model.schedule import FROM_STEP, UNTIL_STEP, Schedule, resolve_steps, step_boundary
 from mmdiff_model.text import encode_text
 
+pytestmark = pytest.mark.hosts
+
 SIGMAS = torch.tensor([14.6, 7.0, 3.0, 1.0, 0.0])
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import time
 import venv
 
 import pytest
+import yaml
 
+import demo_pictures
 import setup_host
+import setup_steps
 from conftest import ROOT
 from mmdiff_model import host
-from setup_host import SetupError
+from setup_steps import SetupError
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def test_missing_packages_are_named_and_not_installed(comfyui, monkeypatch):
     files_before = sorted(comfyui.rglob("*"))
     with pytest.raises(SetupError) as failure:
         setup_host.prepare()
-    python = setup_host.venv_python(comfyui / "venv")
+    python = setup_steps.venv_python(comfyui / "venv")
     assert f"{python} -m pip install torch" in str(failure.value)
     assert "scikit-image" in str(failure.value) and "COMFYUI_PATH=own" in str(failure.value)
     assert sorted(comfyui.rglob("*")) == files_before
@@ -61,7 +65,7 @@ def test_missing_packages_are_named_and_not_installed(comfyui, monkeypatch):
 def test_a_failed_step_says_which_and_what_to_try():
     command = [setup_host.sys.executable, "-c", "print('no space left'); raise SystemExit(3)"]
     with pytest.raises(SetupError, match=r"(?s)^\[2/4\] failed.*no space left\nFree some$"):
-        setup_host.run_step("[2/4]", command, "Free some")
+        setup_steps.run_step("[2/4]", command, "Free some")
 
 
 def test_extract_takes_one_folder(tmp_path):
@@ -71,7 +75,7 @@ def test_extract_takes_one_folder(tmp_path):
             archive.addfile(tarfile.TarInfo(name))
     packed.seek(0)
     with tarfile.open(fileobj=packed) as archive:
-        setup_host.extract(archive, "vendor/ComfyUI", tmp_path)
+        setup_steps.extract(archive, "vendor/ComfyUI", tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "comfy" / "a.py"]
 
 
@@ -79,8 +83,8 @@ def test_link_replaces_an_older_link(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     for folder in (old, new):
         folder.mkdir()
-        setup_host.link_folder(folder, tmp_path / "link")
-        setup_host.link_folder(folder, tmp_path / "link")
+        setup_steps.link_folder(folder, tmp_path / "link")
+        setup_steps.link_folder(folder, tmp_path / "link")
     assert (tmp_path / "link").resolve() == new
     assert old.is_dir()
 
@@ -114,9 +118,32 @@ def test_without_a_network_the_cause_stands_last():
     line = "WARNING: Retrying after connection broken by 'NewConnectionError(...)'"
     command = [sys.executable, "-c", f"print({line!r}); print('ERROR: No matching distribution'); raise SystemExit(1)"]
     with pytest.raises(SetupError) as failure:
-        setup_host.run_step("[2/4]", command, "Free some")
+        setup_steps.run_step("[2/4]", command, "Free some")
     lines = str(failure.value).splitlines()
-    assert len(lines) == 3 and lines[-1] == setup_host.NO_NETWORK
+    assert len(lines) == 3 and lines[-1] == setup_steps.NO_NETWORK
+
+
+def test_an_environment_borrows_what_it_lacks(tmp_path):
+    packages = {}
+    for name in ("lender", "borrower"):
+        venv.create(tmp_path / name, symlinks=True)
+        [packages[name]] = tmp_path.glob(f"{name}/[Ll]ib/**/site-packages")
+        (packages[name] / "both.py").write_text(f"source = {name!r}\n")
+    (packages["lender"] / "lent.py").write_text("source = 'lender'\n")
+    setup_steps.lend_packages(tmp_path / "lender", tmp_path / "borrower")
+    command = [
+        setup_steps.venv_python(tmp_path / "borrower"),
+        "-c",
+        "import both, lent; print(both.source, lent.source)",
+    ]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "borrower lender\n"
+
+
+def test_a_read_only_folder_is_the_cause_whatever_the_step():
+    line = "OSError: [Errno 30] Read-only file system: '.host'"
+    with pytest.raises(SetupError) as failure:
+        setup_steps.run_step("[2/4]", [sys.executable, "-c", f"print({line!r}); raise SystemExit(2)"], "Free some")
+    assert str(failure.value).splitlines()[1:] == [f"    {line}", setup_steps.UNWRITABLE]
 
 
 def test_a_half_made_environment_is_made_again(tmp_path):
@@ -135,6 +162,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         setup_host.prepare()
 
 
+def test_the_demo_says_first_that_its_pictures_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(demo_pictures, "OUTPUT", tmp_path / "file" / "demo_output")
+    assert demo_pictures.main(str(tmp_path)) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and f"{tmp_path / 'file' / 'demo_output'}: Not a directory.\n" in said.err
+    assert "copy it elsewhere" in said.err
+
+
 def test_another_version_has_a_place_of_its_own(monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setenv("MMDIFF_HOST", host.MINIMUM)
@@ -146,6 +182,16 @@ def test_another_version_has_a_place_of_its_own(monkeypatch):
     monkeypatch.setenv("MMDIFF_HOST", "0.1.0")
     with pytest.raises(SetupError, match=r"MMDIFF_HOST: ComfyUI 0.1.0 cannot be downloaded. There are 0.30.0"):
         setup_host.prepare()
+
+
+def test_every_host_is_in_the_matrix_and_in_the_table():
+    """Whatever MMDIFF_HOST takes is run before a release, and users are told what came of it."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]
+    matrix = {run["host"]: run["arguments"] for run in jobs["suite"]["strategy"]["matrix"]["include"]}
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/hosts.md")]
+    tables = [set(re.findall(r"^\| (\d+\.\d+\.\d+) \|", page, re.MULTILINE)) for page in pages]
+    assert [set(matrix), *tables] == [set(setup_host.SOURCES)] * 3
+    assert matrix[host.MINIMUM] == "-q -m hosts"
 
 
 def test_two_wishes_are_refused(comfyui, monkeypatch):
@@ -164,7 +210,9 @@ def test_both_finders_agree(comfyui, monkeypatch):
         host.find_comfyui()
 
 
-@pytest.mark.parametrize("file", ["tools/setup_host.py", "tools/test.py", "tools/demo.py", "mmdiff_model/host.py"])
+@pytest.mark.parametrize(
+    "file", ["tools/setup_host.py", "tools/setup_steps.py", "tools/test.py", "tools/demo.py", "mmdiff_model/host.py"]
+)
 def test_an_old_python_can_read_what_says_that_it_is_too_old(file):
     ast.parse((ROOT / file).read_text(), feature_version=(3, 8))
 

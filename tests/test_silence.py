@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfy.cli_args import args
 
 import nodes as core
 from helpers import ONE_STEP, distance, encode, left_half, random_subject, sample
@@ -11,8 +12,11 @@ from mmdiff_model.files import write_whole
 from mmdiff_model.sampling import apply_subjects
 from mmdiff_model.sampling.routing import MASKS
 from mmdiff_model.schedule import Schedule
+from mmdiff_model.subject import encode_subject
 from mmdiff_model.subject_file import load_subject, save_subject
 from mmdiff_model.text import encode_text
+from reference import load
+from tiny_pack.models import make_clip_vision
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,17 @@ def test_what_could_not_be_read_again_is_not_saved(anna, tmp_path):
     assert not list(tmp_path.iterdir())
     save_subject(anna, path)
     assert load_subject(path).strength == anna.strength
+
+
+@pytest.mark.parametrize("option", ["fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc"])
+def test_a_clip_vision_in_8_bits_is_named(tiny, checkpoint, option, monkeypatch, caplog):
+    """ComfyUI gives CLIP vision the text encoders' precision, which moves a subject's CLS and tokens."""
+    photos, faces = load("A").inputs()
+    monkeypatch.setattr(args, option, True)
+    exact = encode_subject(checkpoint, tiny.clip_vision, photos, faces)
+    assert "8 bits" not in caplog.text
+    rounded = encode_subject(checkpoint, make_clip_vision(20), photos, faces)
+    assert caplog.text.count("clip_vision is stored in 8 bits, which costs likeness") == 1
+    for part in ("cls", "tokens"):
+        likeness = torch.cosine_similarity(getattr(exact, part).flatten(), getattr(rounded, part).flatten(), dim=0)
+        assert 0.9 < likeness < 0.99999

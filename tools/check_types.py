@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setup_host import ROOT, link_folder
+from setup_host import ROOT
+from setup_steps import link_folder
 
 CHECKED = "nodes", "mmdiff_model", "small_world", "tools"
 

@@ -6,6 +6,7 @@ picture with no layout given, and the map of where each went.
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from io import BytesIO
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from live import LiveServer, Prompt, PromptError, ServerError
 from setup_host import PACK, ROOT
+from setup_steps import UNWRITABLE
 
 OUTPUT = ROOT / "demo_output"
 CHARACTERS = (("cat", 3), ("woman", 8), ("robot", 1))
@@ -29,8 +31,13 @@ Pictures = dict[str, list[Image.Image]]
 
 
 def main(comfyui: str) -> int:
-    """Writes the sheets; 1 if the server or a prompt failed."""
-    OUTPUT.mkdir(exist_ok=True)
+    """Writes the sheets; 1 if they cannot be written, or the server or a prompt failed."""
+    try:
+        OUTPUT.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=OUTPUT).close()
+    except OSError as error:
+        print(f"\n{OUTPUT}: {error.strerror}.\n{UNWRITABLE}", file=sys.stderr)
+        return 1
     print("Starting ComfyUI on the CPU", flush=True)
     try:
         with LiveServer(Path(comfyui), options=("--cpu",), packs={PACK: ROOT}) as server:

@@ -15,7 +15,8 @@ from typing import Any
 import websocket
 
 from comfy_client import Client, Prompt, PromptError, ServerError
-from setup_host import PACK, ROOT, link_folder
+from setup_host import PACK, ROOT
+from setup_steps import link_folder
 
 PACKS = {PACK: ROOT, "tiny_pack": ROOT / "tools" / "tiny_pack"}
 OPTIONS = ("--cpu", "--fp32-unet", "--fp32-text-enc")

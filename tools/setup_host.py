@@ -6,14 +6,12 @@ MMDIFF_HOST=0.18.2 takes that version, in .host/0.18.2, with the packages of .ve
 
 from __future__ import annotations
 
-import collections
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,16 @@ from mmdiff_model.host import (  # noqa: E402
     own_comfyui,
     users_comfyui,
     version_of,
+)
+from setup_steps import (  # noqa: E402
+    RETRY,
+    UNWRITABLE,
+    SetupError,
+    extract,
+    lend_packages,
+    link_folder,
+    run_step,
+    venv_python,
 )
 
 PACK = "ComfyUI-MM-Diff"
@@ -48,21 +56,8 @@ TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # the th
 # where a package's module has another name
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "websocket-client": "websocket"}
 
-RETRY = "Make sure that 8 GB are free on the disk, then run the same command again: what is done is kept."
-OFFLINE = re.compile(
-    r"NewConnectionError|Max retries|ConnectionError|ConnectTimeout|ProxyError|Name(Resolution|OrService)"
-)
-UNWRITABLE = "If this folder cannot be written to, or its disk is full, copy it elsewhere and run the command there."
-NO_NETWORK = (
-    "The package index was not reached: there is no network connection. Run the same command again when there is one: "
-    "what is done is kept."
-)
 STOPPED = "stopped; run again, what is done is kept"
 ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
-
-
-class SetupError(Exception):
-    """A failed step. Its text says which one, ends with the step's last output, and says what to try."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,10 @@ def prepare() -> Host:
     """
     if sys.version_info < MINIMUM_PYTHON:
         needed = ".".join(map(str, MINIMUM_PYTHON))
-        raise SetupError(f"Python {needed} or newer is needed, this is {sys.version.split()[0]}.")
+        raise SetupError(
+            f"Python {needed} or newer is needed, this is {sys.version.split()[0]}.\n"
+            "Install one, and run this command with it."
+        )
     before = [signal.signal(number, signal.default_int_handler) for number in ENDINGS]
     try:
         comfyui = users_comfyui()
@@ -195,10 +193,8 @@ class Own:
 
 def make_venv(own: Own) -> None:
     print(f"[1/4] Making a virtual environment in {own.venv} with {sys.executable}", flush=True)
-    if (
-        not own.python.is_file()
-        or subprocess.run([own.python, "-m", "pip", "--version"], capture_output=True).returncode
-    ):
+    usable = f"import sys, pip; sys.exit(sys.version_info < {MINIMUM_PYTHON})"
+    if not own.python.is_file() or subprocess.run([own.python, "-c", usable], capture_output=True).returncode:
         run_step(
             "[1/4]",
             [sys.executable, "-m", "venv", "--clear", own.venv],
@@ -207,15 +203,6 @@ def make_venv(own: Own) -> None:
         )
     if own.venv != VENV:
         lend_packages(VENV, own.venv)
-
-
-def lend_packages(lender: Path, borrower: Path) -> None:
-    """Lets an environment see another's packages, PyTorch above all; those that it has itself come before them."""
-    scheme = "nt" if os.name == "nt" else "posix_prefix"
-    lent, own = (
-        sysconfig.get_path("purelib", scheme, {"base": str(venv), "platbase": str(venv)}) for venv in (lender, borrower)
-    )
-    (Path(own) / "mm-diff-lent.pth").write_text(lent, encoding="utf-8")
 
 
 def fetch_comfyui(own: Own) -> None:
@@ -234,34 +221,9 @@ def fetch_comfyui(own: Own) -> None:
     shutil.rmtree(download)
 
 
-def extract(archive: tarfile.TarFile, folder: str, target: Path) -> None:
-    """Writes the files below <top>/<folder> of the archive below target."""
-    for member in archive:
-        name = member.name.partition("/")[2]
-        if member.isfile() and name.startswith(f"{folder}/"):
-            path = target / name.removeprefix(f"{folder}/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with archive.extractfile(member) as source, path.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
-
-
 def link_pack(own: Own) -> None:
     print("[3/4] Linking the pack into ComfyUI's custom_nodes", flush=True)
     link_folder(ROOT, own.comfyui / "custom_nodes" / PACK)
-
-
-def link_folder(source: Path, link: Path) -> None:
-    """Makes link lead to source, in place of an older link; on Windows it is a junction, which needs no privilege."""
-    if os.path.lexists(link):
-        if link.resolve() == source:
-            return
-        link.unlink() if link.is_symlink() else link.rmdir()
-    if os.name == "nt":
-        import _winapi
-
-        _winapi.CreateJunction(str(source), str(link))
-    else:
-        link.symlink_to(source, target_is_directory=True)
 
 
 def install_packages(own: Own) -> None:
@@ -270,50 +232,6 @@ def install_packages(own: Own) -> None:
     files = [part for file in own.requirements() for part in ("-r", file)]
     run_step("[4/4]", [own.python, "-m", "pip", "install", "--progress-bar", "off", *TORCH, *files], RETRY)
     own.stamp.write_text(own.wanted())
-
-
-def venv_python(venv: Path) -> Path:
-    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def run_step(step: str, command: list[str | Path], remedy: str) -> None:
-    """Runs a command, its current line shown on a terminal; it ends where this process is asked to.
-
-    Raises SetupError with its last lines and what to try.
-    """
-    tail: collections.deque[str] = collections.deque(maxlen=6)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
-    )
-    width, offline = shutil.get_terminal_size().columns - 8, False
-    try:
-        for line in process.stdout:
-            if OFFLINE.search(line):
-                offline = True
-            else:
-                tail.append(line.rstrip())
-            if sys.stdout.isatty():
-                print(f"\r\033[K      {line.strip()[:width]}", end="\r", flush=True)
-        failed = process.wait()
-    except BaseException:
-        end(process)
-        raise
-    if failed:
-        lines = [f"{step} failed: {' '.join(map(str, command))}", *(f"    {line}" for line in tail)]
-        raise SetupError("\n".join([*lines, NO_NETWORK if offline else remedy]))
-
-
-def end(process: subprocess.Popen) -> None:
-    """Ends a step with all that it has started: pip runs others, which would go on beside the next set-up."""
-    if os.name == "nt":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
-    else:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def main() -> int:
