@@ -191,7 +191,7 @@ def test_every_host_is_in_the_matrix_and_in_the_table():
     pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/hosts.md")]
     tables = [set(re.findall(r"^\| (\d+\.\d+\.\d+) \|", page, re.MULTILINE)) for page in pages]
     assert [set(matrix), *tables] == [set(setup_host.SOURCES)] * 3
-    assert matrix[host.MINIMUM] == "-m hosts"
+    assert matrix[host.MINIMUM] == "-q -m hosts"
 
 
 def test_two_wishes_are_refused(comfyui, monkeypatch):
