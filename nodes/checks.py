@@ -19,7 +19,8 @@ PACK = __name__.rpartition(".nodes.")[0]
 NOT_CONNECTED = object()
 TAKES = {"MMDIFF": Checkpoint, "MMDIFF_SUBJECT": Subject, "IMAGE": Tensor, "MASK": Tensor}
 JUDGES = {"clip_model", "dino_model", "dinov2_model", "face_recogniser", "box_model"}
-FILES = {"checkpoint", "file", "pack", "models", *JUDGES}
+# whatever looks for these says more
+FILES, FACES = {"checkpoint", "file", "pack", "models", *JUDGES}, "face_analysis"
 JSON = str | int | float | list | dict  # what a prompt holds in place of a link
 
 
@@ -92,9 +93,9 @@ def check_input(name: str, given: io.Input, value: object) -> None:
     elif isinstance(given, io.String.Input) and not isinstance(value, str):
         raise ValueError(f"{name}: got {kind_of(value)} in place of a text. Write or link a text.")
     elif isinstance(given, io.Combo.Input):
-        if name not in FILES:  # whatever looks for these says more
+        if name not in FILES:
             check_option(name, value, given.options)
-    elif not isinstance(given, io.WidgetInput):
+    elif not isinstance(given, io.WidgetInput) and name != FACES:
         kind = given.get_io_type()
         if value is None or isinstance(value, JSON) or not isinstance(value, TAKES.get(kind, object)):
             raise ValueError(

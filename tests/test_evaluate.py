@@ -419,7 +419,6 @@ def test_grey_and_transparent_references_are_taken(models, output):
         ({"references": {"reference_1": None}}, "references: none is connected"),
         ({"images": PICTURES * NAN}, "images: photo 1 holds NaN"),
         ({"references": {"reference_2": CAT[None] * NAN}}, r"^references\.reference_2: photo 1 holds NaN"),
-        ({"clip_vision": object()}, "clip_vision: the clip_model measures CLIP-I too"),
         ({"clip_model": "dino"}, "clip_model: 'dino' is a model of type 'vit', clip is needed"),
         ({"dino_model": "openai/clip"}, "dino_model: 'clip' is a model of type 'clip', vit or dinov2"),
         ({"dino_model": "gone"}, "dino_model: 'gone' is no longer in .*refresh"),

@@ -147,6 +147,6 @@ def test_a_broken_link_beside_official_files_hides_nothing(output, checkpoint):
     (folder / "notes.bin").symlink_to(output / "gone")
     (folder / "loop.bin").symlink_to(folder / "loop.bin")
     after = folders.state_of(checkpoints.FOLDER, "portrait", "checkpoint")
-    assert before in after and "notes.bin" in after and "loop.bin" in after
+    assert set(before.split()) < set(after.split()) and "notes.bin" in after and "loop.bin" in after
     loaded = checkpoints.MMDiffLoader.execute(checkpoint="portrait", text_encoder_2_lora=False).args[0]
     assert loaded.hash == checkpoint.hash
