@@ -119,6 +119,7 @@ class MMDiffDemoScenes(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, word: str, count: int, seed: int) -> io.NodeOutput:
         scenes = [scene_of(word, seed, number) for number in range(count)]
         pictures, masks = (

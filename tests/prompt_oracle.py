@@ -10,6 +10,8 @@ from transformers import CLIPTokenizerFast
 
 Chars = list[tuple[str, int]]  # a character that is read, and where it stands in the prompt
 OPEN, CLOSE = "open", "close"
+# as people write them, and as the host writes them for itself, which a prompt may hold too
+ESCAPED = {"\\(": "(", "\\)": ")", "\0\2": "(", "\0\1": ")"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ def segments(text: str) -> list[Chars]:
     items: list[tuple[str, int, str | None]] = []
     place = 0
     while place < len(text):
-        if text[place] == "\\" and text[place + 1 : place + 2] in ("(", ")"):
-            items.append((text[place + 1], place + 1, None))
+        if escaped := ESCAPED.get(text[place : place + 2]):
+            items.append((escaped, place + 1, None))
             place += 2
         else:
             items.append((text[place], place, {"(": OPEN, ")": CLOSE}.get(text[place])))

@@ -123,6 +123,7 @@ def test_the_edge_of_a_chunk(tiny, fill, word, long, ending):
 @slow
 @given(text=st.text(max_size=30), word=st.sampled_from(CLASS_WORDS), rest=st.text(max_size=30))
 @example(text="D", word="man", rest="A")
+@example(text="\0\2", word="man", rest="")
 def test_any_text_is_right_or_refused(tiny, text, word, rest):
     assume("|" not in text + rest)
     try:
