@@ -145,7 +145,8 @@ def test_help_is_shown_whole_in_the_readers_language(language, shown, page, obje
             title = titles[node_id]["display_name"]
             try:
                 page.wait_for_function(SHOWS, arg=title, timeout=PANEL_MILLISECONDS)
-            except TimeoutError:  # the panel is not open yet
+            except TimeoutError:  # the panel is not open yet; a page just loaded does not notice a first selection
+                page.evaluate(SELECT, node_id)
                 page.get_by_test_id("info-button").click()
                 page.wait_for_function(SHOWS, arg=title)
             assert not page.evaluate(LACKS), node_id
