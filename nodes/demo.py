@@ -11,7 +11,6 @@ from ..small_world import ADAPTER_FILE, WEIGHTS
 from ..small_world.drawing import reference
 from ..small_world.looks import WORDS, sample_look
 from ..small_world.poses import ACTIONS, REFERENCE_ACTIONS
-from ..small_world.scenes import scene_of
 from .checks import checked
 from .sockets import MMDiff
 
@@ -121,6 +120,8 @@ class MMDiffDemoScenes(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, word: str, count: int, seed: int) -> io.NodeOutput:
+        from ..small_world.scenes import scene_of
+
         scenes = [scene_of(word, seed, number) for number in range(count)]
         pictures, masks = (
             torch.from_numpy(np.stack(arrays)).float() / 255

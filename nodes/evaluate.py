@@ -2,22 +2,21 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..mmdiff_model.evaluation.boxes import class_words, load_boxes
-from ..mmdiff_model.evaluation.encoders import ConnectedVision, load_clip, load_dino, load_dinov2
-from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces, unseen_faces
-from ..mmdiff_model.evaluation.picture import draw_report
-from ..mmdiff_model.evaluation.recogniser import Recogniser, load_recogniser
-from ..mmdiff_model.evaluation.similarity import evaluate, plain_prompt
 from .checks import NOT_CONNECTED, check_option, checked, validation
 from .folders import find, plain_name, register, writing
 from .images import photos_from
 from .sockets import FACE_SOCKETS, MAX_SUBJECTS
+
+if TYPE_CHECKING:
+    from ..mmdiff_model.evaluation.matching import FaceMatcher
+    from ..mmdiff_model.evaluation.recogniser import Recogniser
 
 FOLDER = register("mmdiff_evaluation", ".json", ".onnx")
 NONE = "none"
@@ -154,6 +153,12 @@ class MMDiffEvaluate(io.ComfyNode):
         unseen_photos: Tensor | None = None,
         clip_vision=None,
     ) -> io.NodeOutput:
+        from ..mmdiff_model.evaluation.boxes import class_words, load_boxes
+        from ..mmdiff_model.evaluation.encoders import ConnectedVision, load_clip, load_dino, load_dinov2
+        from ..mmdiff_model.evaluation.picture import draw_report
+        from ..mmdiff_model.evaluation.recogniser import load_recogniser
+        from ..mmdiff_model.evaluation.similarity import evaluate
+
         check_prefix(filename_prefix)
         pictures = photos_from(images)
         subjects = connected_photos(references)
@@ -245,10 +250,12 @@ def connected_photos(references: dict[str, Tensor | None]) -> dict[str, list[Ten
 def face_matcher(
     face_analysis,
     subjects: dict[str, list[Tensor]],
-    recogniser: Recogniser | None = None,
+    recogniser: "Recogniser | None" = None,
     unseen: list[Tensor] | None = None,
-) -> FaceMatcher:
+) -> "FaceMatcher":
     """Finds the subjects' own faces. Raises ValueError naming the reference and the photo without one."""
+    from ..mmdiff_model.evaluation.matching import FaceMatcher, reference_faces, unseen_faces
+
     faces = [
         reference_faces(face_analysis, photos, f"references.{name}", recogniser) for name, photos in subjects.items()
     ]
@@ -267,6 +274,8 @@ def check_choice(
 ) -> None:
     """Raises ValueError where there is nothing to measure, or a chosen score lacks its prompt or photos; None is a
     linked input, not known yet."""
+    from ..mmdiff_model.evaluation.similarity import plain_prompt
+
     if clip_model == dino_model == dinov2_model == NONE and not (faces or vision):
         raise ValueError(
             "clip_model: there is nothing to measure. Choose a clip_model or a dino_model from "

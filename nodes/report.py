@@ -3,9 +3,6 @@
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..mmdiff_model.report.facts import gather
-from ..mmdiff_model.report.picture import draw_report
-from ..mmdiff_model.report.text import as_json, as_text
 from .images import photos_from
 from .sockets import FACE_SOCKETS
 
@@ -57,6 +54,10 @@ class MMDiffReport(io.ComfyNode):
     def execute(
         cls, model, positive=None, images: Tensor | None = None, face_analysis=None, clip_vision=None
     ) -> io.NodeOutput:
+        from ..mmdiff_model.report.facts import gather
+        from ..mmdiff_model.report.picture import draw_report
+        from ..mmdiff_model.report.text import as_json, as_text
+
         pictures, trouble = [], []
         if images is not None:
             try:
