@@ -1,11 +1,10 @@
 """Seconds of a step's cross-attentions alone: all that a subject adds to a step, without the UNet around them."""
 
-import time
 from collections.abc import Callable, Sequence
 
 from random_models import TOKENS
 
-from .turns import PeakMemory, Setting, plural
+from .turns import Setting, plural, timed
 
 # SDXL's transformer blocks: (kind, number of the UNet's block, blocks in it, width, latents per pixel and side)
 BLOCKS = [
@@ -67,22 +66,9 @@ def make_attentions(size: int, dtype) -> list[Setting]:
 
         return work
 
-    def setting(name: str, work: Callable[[], None]) -> Setting:
-        def measure() -> tuple[float, float]:
-            wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-            with PeakMemory() as memory, torch.inference_mode():
-                wait()
-                start = time.perf_counter()
-                work()
-                wait()
-                seconds = time.perf_counter() - start
-            return seconds, memory.peak
-
-        return Setting(name, measure)
-
-    settings = [setting("the host's, to the text", host)]
+    settings = [timed("the host's, to the text", host)]
     for photos in ([1], [12]):
-        settings.append(setting(f"1 subject of {plural(photos[0], 'photo')}", with_subjects(photos, OFF)))
+        settings.append(timed(f"1 subject of {plural(photos[0], 'photo')}", with_subjects(photos, OFF)))
     for mode in (OFF, MASKS, AUTO):
-        settings.append(setting(f"2 subjects, routing {mode}", with_subjects([1, 1], mode)))
+        settings.append(timed(f"2 subjects, routing {mode}", with_subjects([1, 1], mode)))
     return settings

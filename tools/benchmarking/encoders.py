@@ -1,12 +1,9 @@
 """Seconds of encoding a subject and a prompt pair, beside plain passes of the same models."""
 
-import time
-from collections.abc import Callable
-
 from random_models import random_adapter, random_text, random_vision
 
 from .sampling import make_subject
-from .turns import PeakMemory, Setting, plural
+from .turns import Setting, plural, timed
 
 
 def make_encoders(dtype) -> dict[str, list[Setting]]:
@@ -20,16 +17,6 @@ def make_encoders(dtype) -> dict[str, list[Setting]]:
     checkpoint, photo = random_adapter(vision), torch.rand(512, 512, 3)
     face = Face(torch.nn.functional.normalize(torch.randn(512), dim=0), torch.rand(224, 224, 3))
     prompt, negative = "a man<|subj|> on the beach", "lowres, bad anatomy"
-
-    def timed(name: str, work: Callable[[], object]) -> Setting:
-        def measure() -> tuple[float, float]:
-            with PeakMemory() as memory, torch.inference_mode():
-                start = time.perf_counter()
-                work()
-                seconds = time.perf_counter() - start
-            return seconds, memory.peak
-
-        return Setting(name, measure)
 
     def plain_vision(photos: int) -> None:
         for _ in range(2):

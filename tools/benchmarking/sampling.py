@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from random_models import TOKENS
 
-from .turns import PeakMemory
+from .turns import PeakMemory, wait_for_device
 
 
 def make_subject(photos: int, region=None):
@@ -74,12 +74,9 @@ class StepClock:
         self.seconds = []
 
     def __call__(self, apply_model, call: dict):
-        import torch
-
-        wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-        wait()
+        wait_for_device()
         start = time.perf_counter()
         out = apply_model(call["input"], call["timestep"], **call["c"])
-        wait()
+        wait_for_device()
         self.seconds.append(time.perf_counter() - start)
         return out

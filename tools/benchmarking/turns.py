@@ -17,6 +17,30 @@ class Setting:
     megabytes: list[float] = field(default_factory=list)
 
 
+def timed(name: str, work: Callable[[], object]) -> Setting:
+    """A setting that measures a piece of work, up to the end of the device's."""
+
+    def measure() -> tuple[float, float]:
+        import torch
+
+        with PeakMemory() as memory, torch.inference_mode():
+            wait_for_device()
+            start = time.perf_counter()
+            work()
+            wait_for_device()
+            seconds = time.perf_counter() - start
+        return seconds, memory.peak
+
+    return Setting(name, measure)
+
+
+def wait_for_device() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def take_turns(settings: list[Setting], rounds: int) -> list[dict]:
     """Every setting once to warm up, then in turns -> rows of a table."""
     for setting in settings:
