@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 import venv
+from pathlib import Path
 
 import pytest
 import yaml
@@ -60,6 +61,12 @@ def test_missing_packages_are_named_and_not_installed(comfyui, monkeypatch):
     assert f"{python} -m pip install torch" in str(failure.value)
     assert "scikit-image" in str(failure.value) and "COMFYUI_PATH=own" in str(failure.value)
     assert sorted(comfyui.rglob("*")) == files_before
+
+
+def test_packages_that_are_there_are_not_missing(monkeypatch):
+    running = host.find_comfyui()
+    monkeypatch.setattr(setup_host, "users_python", lambda comfyui: Path(sys.executable))
+    assert setup_host.use_users(running) == setup_host.Host(running, Path(sys.executable))
 
 
 def test_a_failed_step_says_which_and_what_to_try():

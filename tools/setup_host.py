@@ -53,8 +53,15 @@ SOURCES = {
     "0.16.3": "1.0.0",
 }
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]  # the three that belong together
-# where a package's module has another name
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "websocket-client": "websocket"}
+FIND_MISSING = """
+import sys
+from importlib.metadata import PackageNotFoundError, version
+for name in sys.argv[1:]:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        print(name)
+"""
 
 STOPPED = "stopped; run again, what is done is kept"
 ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
@@ -105,16 +112,13 @@ def use_users(comfyui: Path) -> Host:
     """The user's ComfyUI with its own Python, which is not changed. Raises SetupError naming the packages it lacks."""
     python = users_python(comfyui)
     print(f"[1/1] Using the ComfyUI {version_of(comfyui)} in {comfyui} with {python}", flush=True)
-    names = required_packages()
-    check = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if u.find_spec(n) is None))"
-    run = subprocess.run([python, "-c", check, *names], capture_output=True, text=True)
+    run = subprocess.run([python, "-c", FIND_MISSING, *required_packages()], capture_output=True, text=True)
     if run.returncode:
         raise SetupError(
             f"[1/1] failed: {python} does not run.\n{run.stderr}\n"
             "Repair that ComfyUI's Python, or set COMFYUI_PATH=own."
         )
-    missing = [names[module] for module in run.stdout.split()]
-    if missing:
+    if missing := run.stdout.split():
         raise SetupError(
             f"[1/1] failed: {python} lacks {', '.join(missing)}.\n"
             "The packages of your own ComfyUI are never changed from here. Install them yourself:\n"
@@ -134,11 +138,10 @@ def users_python(comfyui: Path) -> Path:
     return Path(sys.executable)
 
 
-def required_packages() -> dict[str, str]:
-    """{module: package} of everything in the requirements files."""
+def required_packages() -> list[str]:
+    """Names of everything in the requirements files."""
     lines = "\n".join(file.read_text() for file in REQUIREMENTS)
-    packages = re.findall(r"^[A-Za-z0-9_.-]+", lines, flags=re.MULTILINE)
-    return {MODULES.get(package, package): package for package in packages}
+    return re.findall(r"^[A-Za-z0-9_.-]+", lines, flags=re.MULTILINE)
 
 
 def make_own() -> Host:
