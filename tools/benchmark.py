@@ -28,7 +28,7 @@ from benchmarking.edits import make_edits
 from benchmarking.encoders import make_encoders
 from benchmarking.steps import make_steps
 from benchmarking.turns import take_turns
-from random_models import random_checkpoint, random_sdxl
+from random_models import random_adapter, random_checkpoint, random_sdxl, random_text, random_vision
 
 HOST = "MMDIFF_BENCHMARK_HOST"
 TABLES = ("steps", "attentions", "edits", "encoders")
@@ -58,7 +58,9 @@ def main() -> int:
     if args.only in (None, "attentions"):
         tables["attentions"] = take_turns(make_attentions(size, dtype), 10 * args.rounds)
     if args.only in (None, "encoders"):
-        tables |= {name: take_turns(settings, args.rounds) for name, settings in make_encoders(dtype).items()}
+        vision = random_vision()
+        encoders = make_encoders(vision, random_text(dtype), random_adapter(vision))
+        tables |= {name: take_turns(settings, args.rounds) for name, settings in encoders.items()}
     print(
         f"\nSDXL, {args.dtype}, batch 2, latent {size} x {size}, {device}; {args.rounds} rounds of {args.steps} steps"
     )

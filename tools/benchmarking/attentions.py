@@ -48,7 +48,7 @@ def make_attentions(size: int, dtype) -> list[Setting]:
     def with_subjects(photos: Sequence[int], mode: str) -> Callable[[], None]:
         columns = torch.arange(64) * len(photos) // 64
         regions = [(columns == i).float().expand(64, 64) if mode == MASKS else None for i in range(len(photos))]
-        routing = make(mode, regions, reading_blocks(widths))
+        routing = make(mode, regions, (size, size), reading_blocks(widths))
         text, everyone = torch.zeros(1, TEXT_TOKENS, 1), tuple(range(len(photos)))
         words = tuple((i, 3 + 4 * i) for i in everyone)
         positive = Conditioning(0, everyone, words, TEXT_TOKENS, None, text)

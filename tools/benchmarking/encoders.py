@@ -1,20 +1,17 @@
 """Seconds of encoding a subject and a prompt pair, beside plain passes of the same models."""
 
-from random_models import random_adapter, random_text, random_vision
-
 from .sampling import make_subject
 from .turns import Setting, plural, timed
 
 
-def make_encoders(dtype) -> dict[str, list[Setting]]:
+def make_encoders(vision, clip, checkpoint) -> dict[str, list[Setting]]:
     """Two plain CLIP vision passes and two plain text encodings beside a subject and a prompt pair of ours."""
     import torch
 
     from mmdiff_model.subject import Face, encode_subject
     from mmdiff_model.text import encode_text
 
-    vision, clip = random_vision(), random_text(dtype)
-    checkpoint, photo = random_adapter(vision), torch.rand(512, 512, 3)
+    photo = torch.rand(512, 512, 3)
     face = Face(torch.nn.functional.normalize(torch.randn(512), dim=0), torch.rand(224, 224, 3))
     prompt, negative = "a man<|subj|> on the beach", "lowres, bad anatomy"
 

@@ -8,13 +8,15 @@ from random_models import TOKENS
 
 from .turns import PeakMemory, wait_for_device
 
+CLS, TEXT, POOLED = 768, 2048, 1280  # widths of SDXL's and CLIP ViT-L/14's vectors
+
 
 def make_subject(photos: int, region=None):
     import torch
 
     from mmdiff_model.subject import Subject
 
-    return Subject(torch.randn(768), torch.randn(photos, TOKENS, 2048), "portrait", "benchmark", region=region)
+    return Subject(torch.randn(CLS), torch.randn(photos, TOKENS, TEXT), "portrait", "benchmark", region=region)
 
 
 def make_conditioning(subjects: Sequence = ()) -> list:
@@ -22,13 +24,14 @@ def make_conditioning(subjects: Sequence = ()) -> list:
     import torch
 
     from mmdiff_model.subject import identify
-    from mmdiff_model.text import CALLED, CLASS_WORDS
+    from mmdiff_model.text import CALLED, CLASS_WORDS, WRITTEN
 
-    entry = {"pooled_output": torch.randn(1, 1280)}
+    entry = {"pooled_output": torch.randn(1, POOLED)}
     if subjects:
         entry[CLASS_WORDS] = tuple((i, 3 + 4 * i) for i in range(len(subjects)))
         entry[CALLED] = tuple((i, identify(subject)) for i, subject in enumerate(subjects))
-    return [[torch.randn(1, 77, 2048), entry]]
+        entry[WRITTEN] = ()
+    return [[torch.randn(1, 77, TEXT), entry]]
 
 
 def step_time(model, conditioning: list, size: int, steps: int) -> tuple[float, float]:
