@@ -126,6 +126,15 @@ def check_triggers(prompt: str, subjects: int) -> None:
     class_word_ends(prompt)
 
 
+def check_negative(prompt: str) -> None:
+    """Raises ValueError on a trigger, which the text encoders would read as words."""
+    if TRIGGER.search(prompt):
+        raise ValueError(
+            "negative: a trigger <|subj|> stands in the negative prompt, where it calls nobody. Take it out; how the "
+            "negative prompt is fused is the input negative_fusion."
+        )
+
+
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     """Subject (index into `names`) of every trigger in order. Unnamed subjects have the name "".
 

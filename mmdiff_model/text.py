@@ -16,7 +16,15 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .lora import add_lora, text_patches
-from .prompt import TRIGGER, PromptError, class_word_ends, embedding_before, strip_triggers, trigger_subjects
+from .prompt import (
+    TRIGGER,
+    PromptError,
+    check_negative,
+    class_word_ends,
+    embedding_before,
+    strip_triggers,
+    trigger_subjects,
+)
 from .schedule import Schedule
 from .subject import Subject, identify
 
@@ -74,8 +82,9 @@ def encode_text(
     """A prompt with triggers and a negative prompt -> conditionings, plain or fused in each phase of the schedule.
 
     As released, the negative prompt's token at a class word's position is fused too, unless `clean_negative`.
-    Raises PromptError on misplaced triggers and ValueError where CLIP is not SDXL's.
+    Raises PromptError on misplaced triggers, ValueError on any in the negative prompt and where CLIP is not SDXL's.
     """
+    check_negative(negative)
     clip = with_text_lora(clip, checkpoint)
     words = find_class_words(clip, positive, trigger_subjects(positive, [subject.name for subject in subjects]))
     for source, text in (("positive", strip_triggers(positive)), ("negative", negative)):

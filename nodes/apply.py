@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..mmdiff_model.prompt import check_triggers, strip_triggers
+from ..mmdiff_model.prompt import check_negative, check_triggers, strip_triggers
 from ..mmdiff_model.sampling import apply_subjects
 from ..mmdiff_model.sampling.routing import MODES, OFF
 from ..mmdiff_model.schedule import Schedule
@@ -80,10 +80,12 @@ def routing_input() -> io.Input:
     )
 
 
-def check_prompt(positive: str | None, subjects: dict | None) -> None:
+def check_prompts(positive: str | None, negative: str | None, subjects: dict | None) -> None:
     """Raises PromptError on what is known of a prompt from the number of subjects; None is linked, not known yet."""
     if positive is not None and subjects:
         check_triggers(positive, len(subjects))
+    if negative is not None:
+        check_negative(negative)
 
 
 class MMDiffApply(io.ComfyNode):
@@ -175,11 +177,13 @@ class MMDiffApply(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, subjects=None, positive=None, start_percent=None, end_percent=None, enabled=True
+        cls, subjects=None, positive=None, negative=None, start_percent=None, end_percent=None, enabled=True
     ) -> bool | str:
         if not enabled:  # off, or linked and not known yet
             return True
-        return validation(lambda: check_range(start_percent, end_percent), lambda: check_prompt(positive, subjects))
+        return validation(
+            lambda: check_range(start_percent, end_percent), lambda: check_prompts(positive, negative, subjects)
+        )
 
 
 class MMDiffTextEncode(io.ComfyNode):
@@ -232,8 +236,12 @@ class MMDiffTextEncode(io.ComfyNode):
         return io.NodeOutput(text.positive, text.negative)
 
     @classmethod
-    def validate_inputs(cls, subjects=None, positive=None, start_percent=None, end_percent=None) -> bool | str:
-        return validation(lambda: check_range(start_percent, end_percent), lambda: check_prompt(positive, subjects))
+    def validate_inputs(
+        cls, subjects=None, positive=None, negative=None, start_percent=None, end_percent=None
+    ) -> bool | str:
+        return validation(
+            lambda: check_range(start_percent, end_percent), lambda: check_prompts(positive, negative, subjects)
+        )
 
 
 class MMDiffApplyModel(io.ComfyNode):
