@@ -95,6 +95,11 @@ def steps_before(sigmas: Tensor, noise: Tensor) -> int:
     return 0 if noise.any() or sigmas.stride() != (1,) else sigmas.storage_offset()
 
 
+def whole_steps(sigmas: Tensor) -> int:
+    """How many steps the schedule has that these sigmas were cut from."""
+    return sigmas.untyped_storage().nbytes() // sigmas.element_size() - 1
+
+
 def resolve_steps(conds: dict[str, list[dict]], sigmas: Tensor, before: int = 0) -> None:
     """Gives conditionings that count steps their timestep range, now that the run's sigmas are known. In place.
 

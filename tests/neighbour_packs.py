@@ -229,6 +229,24 @@ def rows_singly(model: ModelPatcher) -> ModelPatcher:
     return model
 
 
+def pictures_singly(model: ModelPatcher) -> ModelPatcher:
+    """A UNet that runs picture by picture, all sides of one together, under the options of the whole batch."""
+
+    def run(executor, x, timesteps, context, y, control, transformer_options, **kwargs) -> Tensor:
+        batch = len(x) // len(transformer_options["cond_or_uncond"])
+        out = torch.empty_like(x)
+        for picture in range(batch):
+            rows = slice(picture, None, batch)
+            out[rows] = executor(
+                x[rows], timesteps[rows], context[rows], y[rows], control, transformer_options, **kwargs
+            )
+        return out
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "pictures", run)
+    return model
+
+
 def in_windows(model: ModelPatcher, pictures: Sequence[list[int]]) -> ModelPatcher:
     """ComfyUI-AnimateDiff-Evolved: windows of pictures one after another, named in `ad_params`."""
 

@@ -109,7 +109,7 @@ def test_overlap_falls_back_towards_off():
 def test_maps_are_the_attention_to_each_subjects_words():
     """Words of one subject are averaged; a subject's map does not depend on the order of the words."""
     q, k = torch.randn(2, 12, 64), torch.randn(2, 9, 64)
-    maps = word_attention(q, k, 4, [(1, 5), (0, 2), (1, 7)])
+    maps = word_attention(q, k, 4, (1, 0, 1), torch.tensor([5, 2, 7]))
     heads = [
         torch.softmax(a @ b.transpose(1, 2) / 4, dim=-1) for a, b in zip(q.split(16, 2), k.split(16, 2), strict=True)
     ]
@@ -121,11 +121,12 @@ def test_maps_are_the_attention_to_each_subjects_words():
 def test_a_prompt_that_tells_nothing_is_off():
     """Where every pixel attends alike, the weights are one."""
     auto = Auto([("input", 4, 0)])
-    part = Part(slice(0, 1), (0, 1), ((0, 2), (1, 5)), 9, place=(32, 32, 0, 0), pictures=(0,), whole=True)
+    positions = torch.tensor([2, 5])
+    part = Part(slice(0, 1), (0, 1), (0, 1), positions, 9, place=(32, 32, 0, 0), pictures=(0,), whole=True)
     options = {"n_heads": 4, "activations_shape": [1, 64, 16, 16]}
     q, k = torch.randn(1, 1, 64).expand(1, 256, 64), torch.randn(1, 9, 64)
     assert auto.read(Attention(("input", 4, 0), q, k, k, (), options), part)
-    assert torch.allclose(auto.weights(part, (8, 8), (32, 32)), torch.ones(1, 2, 64), atol=1e-5)
+    assert torch.allclose(auto.weights(part, (8, 8)), torch.ones(1, 2, 64), atol=1e-5)
 
 
 def test_class_words_that_point_apart_route_like_masks():

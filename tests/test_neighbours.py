@@ -24,7 +24,7 @@ import neighbour_packs as packs
 import nodes as core
 from helpers import ONE_PROMPT, ONE_STEP, distance, encode, left_half, random_subject, record, run, sample
 from mmdiff_model.sampling import apply_subjects
-from mmdiff_model.sampling.routing import AUTO, MASKS, OFF
+from mmdiff_model.sampling.routing import AUTO, MASKS, MODES, OFF
 from mmdiff_model.schedule import Schedule
 from mmdiff_model.text import encode_text
 from tiny_pack.models import make_model
@@ -346,13 +346,40 @@ def test_torch_compile(tiny, checkpoint, anna, bert, compiled, routing, start, g
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
-def test_torch_compile_again_for_no_prompt(tiny, checkpoint, anna, bert, compiled):
-    """Class words' positions change no trace where nothing is routed: three prompts, one graph."""
-    model = apply_subjects(compiled(tiny.model), checkpoint, [anna, bert], routing=OFF)
+@pytest.mark.parametrize("routing", MODES)
+def test_torch_compile_again_for_no_prompt(tiny, checkpoint, anna, bert, compiled, routing):
+    """Where class words stand changes no trace: three prompts, one graph, and the eager latents."""
+    subjects = [replace(anna, region=left_half()), bert]
+    model, eager = (
+        apply_subjects(base, checkpoint, subjects, routing=routing) for base in (compiled(tiny.model), tiny.model)
+    )
     for prompt in (
         "man<|subj|> and woman<|subj|>",
         "a man<|subj|>, one woman<|subj|>",
         "see a big man<|subj|>, woman<|subj|>",
     ):
-        sample(model, encode(tiny, checkpoint, [anna, bert], prompt), 1.0, sigmas=ONE_STEP)
+        text = encode(tiny, checkpoint, subjects, prompt)
+        latents = sample(model, text, 1.0, sigmas=ONE_STEP)
+        assert distance(latents, sample(eager, text, 1.0, sigmas=ONE_STEP)) <= FLOOR
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("side", [64, 48])
+def test_torch_compile_again_for_another_picture(tiny, checkpoint, anna, bert, compiled, side):
+    """An area of one size in pictures of two, then a mask of another size: what is cut out of it is the run's own."""
+    text = encode(tiny, checkpoint, [anna, bert])
+    area = [[embeddings, {**entry, "area": (16, 16, 0, 0), "strength": 1.0}] for embeddings, entry in text.positive]
+    compiled_base = compiled(tiny.model)
+    for height, rows in ((16, 64), (24, side)):
+        subjects = [replace(anna, region=torch.ones(rows, rows).triu()), bert]
+        latents, eager = (
+            sample(
+                apply_subjects(base, checkpoint, subjects, routing=MASKS),
+                replace(text, positive=area),
+                1.0,
+                sigmas=ONE_STEP,
+                noise=torch.randn(1, 4, height, 16, generator=torch.Generator().manual_seed(3)),
+            )
+            for base in (compiled_base, tiny.model)
+        )
+        assert distance(latents, eager) <= FLOOR

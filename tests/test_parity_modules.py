@@ -11,7 +11,7 @@ from mmdiff_model.fusion import CLSHead, FusionMLP
 from mmdiff_model.refiner import SERefiner, SubjectTokens
 from mmdiff_model.sampling.attention import MultimodalCrossAttention
 from mmdiff_model.sampling.projection import Projection
-from mmdiff_model.sampling.routing import Off
+from mmdiff_model.sampling.routing import Routing
 from reference import FOLDER, assert_close
 from tiny_pack.models import fill
 from tiny_pack.weights import noise, weight
@@ -118,7 +118,7 @@ def test_multimodal_cross_attention(name, expected):
     image = projection.project(module, tokens, torch.full((len(tokens),), fuse_scale), torch.float32)
     called = [() if row is None else tuple(i for i, there in enumerate(row) if there) for row in rows]
     subjects = max(len(row or ()) for row in rows) or 1
-    step = step_of([a_conditioning(who) for who in called], (len(tokens) // subjects,) * subjects, PIXELS, Off())
+    step = step_of([a_conditioning(who) for who in called], (len(tokens) // subjects,) * subjects, PIXELS, Routing())
     options = {"n_heads": HEADS, "attn_precision": None, "activations_shape": [batch, WIDTH, *PIXELS], "mmdiff": step}
     patch = MultimodalCrossAttention(projection.block, image, None)
     out = module.to_out(patch(module.to_q(hidden), module.to_k(text), module.to_v(text), options))

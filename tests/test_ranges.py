@@ -103,6 +103,15 @@ def test_a_schedule_in_parts_counts_the_whole(encoded, monkeypatch, step, cuts):
     assert distance(given["samples"], whole) < 1e-5
 
 
+def test_a_subject_of_a_later_part_is_not_missed(encoded, caplog):
+    """A first sampler that ends before the subject begins says nothing; a subject that never begins is pointed out."""
+    for step, said in ((4, False), (STEPS + 3, True)):
+        caplog.clear()
+        model, text = encoded(Schedule(start_merge_step=step))
+        advanced(model, text, 0, 3, "enable")
+        assert ("acts in no part of sampling" in caplog.text) == said
+
+
 def test_denoise_counts_the_samplers_own_steps(encoded):
     """With denoise below 1 a sampler runs the end of a longer schedule: its own steps are counted, as released."""
     latent = {"samples": torch.ones(1, 4, 16, 16)}

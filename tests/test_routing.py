@@ -99,7 +99,7 @@ def test_soft_masks_weigh_the_softmax(weights):
     random = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 24, 64, generator=random)
     tokens, values = torch.randn(2, 1, 12, 64, generator=random)
-    masks = Masks([torch.full((4, 6), weight) for weight in weights])
+    masks = Masks([torch.full((4, 6), weight) for weight in weights], (8, 12))
     options = {"n_heads": 4, "attn_precision": None, "activations_shape": [1, 64, 4, 6]}
     step = step_of([a_conditioning((0, 1), tokens=24)], (4, 8), (8, 12), masks)
     patch = MultimodalCrossAttention(("input", 4, 0), (tokens, values), None)
@@ -276,6 +276,22 @@ def test_strength_belongs_to_a_subject(with_subjects, text, anna, bert):
     assert torch.equal(silent, alone)
     double = record(with_subjects(replace(anna, strength=2.0)), text[2]).first() - without
     assert distance(double, 2 * alone) < 1e-4
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_strength_zero_keeps_the_text_apart(with_subjects, text, anna, bert, silent):
+    """A strength of zero switches the image term off and nothing else: it is the limit of small strengths."""
+    both = [replace(anna, region=LEFT), replace(bert, region=1 - LEFT)]
+    zero, small = (
+        [replace(who, strength=strength if i == silent else 1.0) for i, who in enumerate(both)]
+        for strength in (0.0, 1e-6)
+    )
+    zero, small, off = (
+        record(with_subjects(*subjects, routing=routing), text[2]).first()
+        for subjects, routing in ((zero, MASKS), (small, MASKS), (zero, OFF))
+    )
+    assert distance(zero, small) <= FLOOR
+    assert distance(zero, off) > 0.01
 
 
 def test_range_belongs_to_a_subject(with_subjects, text, anna, bert):

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import comfy.hooks
 import comfy_extras.nodes_context_windows as context_windows
+import comfy_extras.nodes_perpneg as perpneg
 import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -14,7 +16,8 @@ from helpers import ONE_STEP, a_conditioning, distance, encode, left_half, noise
 from mmdiff_model.sampling import apply_subjects, last_routing
 from mmdiff_model.sampling.attention import Attention
 from mmdiff_model.sampling.conditionings import match_subject
-from mmdiff_model.sampling.routing import AUTO, MASKS, MODES, OFF, Masks, Off
+from mmdiff_model.sampling.record import why_no_routing
+from mmdiff_model.sampling.routing import AUTO, MASKS, MODES, OFF, Masks, Routing
 from mmdiff_model.sampling.rows import Call, Row, rows_by_text
 from mmdiff_model.sampling.step import Step
 from mmdiff_model.subject import identify
@@ -94,6 +97,82 @@ def test_context_windows(ours, text, routing, how):
 def test_packs_that_change_no_number(ours, text, routing, neighbour):
     plain = sample(ours(routing), text, sigmas=TWO_STEPS)
     assert distance(sample(neighbour(ours(routing)), text, sigmas=TWO_STEPS), plain) <= FLOOR
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_rows_singly_of_several_prompts(tiny, checkpoint, anna, bert, ours, text, routing):
+    """Each row is routed by its own prompt, though one call's options stand for all of them."""
+    prompts = ["a man<|subj:anna|> dancing", "a big dog<|subj:bert|>", "two: a woman<|subj:bert|>, a man<|subj:anna|>"]
+    several = [encode(tiny, checkpoint, [anna, bert], prompt).positive[0] for prompt in prompts]
+    text = replace(text, positive=[*several, *text.positive])
+    plain = sample(ours(routing), text, sigmas=TWO_STEPS)
+    assert distance(sample(packs.rows_singly(ours(routing)), text, sigmas=TWO_STEPS), plain) <= FLOOR
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_pictures_singly(ours, text, caplog, routing):
+    """Both sides of one picture, then of the next: which picture a row is of is not known, so `auto` is `off`."""
+    noise = noise_for(batch=2)
+    plain = sample(ours(OFF if routing == AUTO else routing), text, noise=noise, sigmas=TWO_STEPS)
+    singly = sample(packs.pictures_singly(ours(routing)), text, noise=noise, sigmas=TWO_STEPS)
+    assert distance(singly, plain) <= FLOOR
+    assert ("which of the batch's whole pictures they are" in caplog.text) == (routing == AUTO)
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_one_prompt_in_two_areas(ours, text, caplog, routing):
+    """Rows by themselves do not tell which of the areas they see: no mask is better than the other area's."""
+    area = {"strength": 1.0, "area": (16, 8, 0, 0)}
+    halves = [
+        [embeddings, {**entry, **area, "area": (16, 8, 0, x)}] for embeddings, entry in text.positive for x in (0, 8)
+    ]
+    text = replace(text, positive=halves)
+    singly = sample(packs.rows_singly(ours(routing)), text, 1.0, sigmas=TWO_STEPS)
+    assert distance(singly, sample(ours(OFF), text, 1.0, sigmas=TWO_STEPS)) <= FLOOR
+    assert ("They are routed 'off'" in caplog.text) == (routing != OFF)
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_tiles_in_context_windows(ours, text, routing):
+    """Two tiles of a window of two pictures are as many rows as the whole batch, and other ones."""
+    noise = torch.cat([noise_for(seed=seed) for seed in range(5, 9)])
+    together, singly = (
+        sample(packs.in_windows(packs.in_tiles(ours(routing), 2, HALVES, alone), [[0, 1], [2, 3]]), text, noise=noise)
+        for alone in (False, True)
+    )
+    assert distance(together, singly) <= FLOOR
+
+
+def test_nothing_routed_is_no_decision(ours, text):
+    """A run whose every call was routed `off` leaves no map for the preview."""
+    model = packs.in_tiles(ours(MASKS), 2, HALVES)
+    sample(model, text, sigmas=ONE_STEP)
+    assert last_routing(model) is None
+    assert "was routed 'off'" in why_no_routing(model)
+
+
+def test_a_prompt_that_the_run_does_not_know_is_pointed_out(ours, text, caplog):
+    """Perp-Neg (deprecated) samples an empty prompt of its own."""
+    model = perpneg.PerpNeg.execute(ours(), text.negative, 1.0).args[0]
+    sample(model, text, sigmas=TWO_STEPS)
+    assert caplog.text.count("a prompt that is not among the sampler's. It gets no subject.") == 1
+
+
+def test_a_replace_patch_of_a_hook_stays(tiny, ours, text):
+    """ComfyUI puts the model's replace patches over those of a conditioning's hooks; ours goes on top of theirs."""
+
+    def half(q, k, v, extra_options):
+        return 0.5 * optimized_attention(q, k, v, extra_options["n_heads"])
+
+    on_model = tiny.model.clone()
+    on_model.set_model_attn2_replace(half, *packs.BLOCK)
+    expected = sample(ours(model=on_model), text, 1.0, sigmas=ONE_STEP)
+    group = comfy.hooks.HookGroup()
+    patches = {"patches_replace": {"attn2": {packs.BLOCK: half}}}
+    group.add(comfy.hooks.TransformerOptionsHook(patches, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
+    hooked = replace(text, positive=comfy.hooks.set_hooks_for_conditioning(text.positive, group))
+    assert distance(sample(ours(), hooked, 1.0, sigmas=ONE_STEP), expected) <= FLOOR
+    assert distance(sample(ours(), text, 1.0, sigmas=ONE_STEP), expected) > 0.01
 
 
 def test_a_call_without_the_samplers_options_gets_no_subject(ours, text, caplog):
@@ -296,7 +375,7 @@ def test_random_layouts(seed):
             Attention(("input", 4, 0), q[chosen], k[chosen], v[chosen], image, options)
         )
 
-    for routing in (Off(), Masks(regions)):
+    for routing in (Routing(), Masks(regions, size)):
         alone = torch.cat([attend(slice(i, i + 1), routing) for i in range(len(order))])
         assert distance(attend(slice(None), routing), alone) < 1e-5
 

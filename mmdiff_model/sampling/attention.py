@@ -93,9 +93,9 @@ class MultimodalCrossAttention:
         self.own = own
         self.late = late
 
-    def with_image(self, image: tuple[Tensor, Tensor]) -> "MultimodalCrossAttention":
-        """The same patch with K and V of other weights, or on another GPU."""
-        return self._with(image=image)
+    def for_call(self, image: tuple[Tensor, Tensor], previous: Callable | None) -> "MultimodalCrossAttention":
+        """The same patch with K and V of other weights, or on another GPU, and over another patch."""
+        return self._with(image=image, previous=previous)
 
     def to(self, target) -> "MultimodalCrossAttention":
         """Where ComfyUI moves a call's patches (to a device, a dtype), the previous patch moves too.

@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from comfy.hooks import EnumHookType
+from comfy.hooks import EnumHookScope, EnumHookType, HookGroup
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import WeightAdapterBase
@@ -60,6 +60,16 @@ def of_hooks(conds: dict[str, list[dict]]) -> list[Patch]:
     hooks = {hook.hook_ref: hook for group in groups for hook in group.get_type(EnumHookType.TransformerOptions)}
     found = (f for hook in hooks.values() for f in of_transformer(hook.transformers_dict))
     return [Patch(f"{place}, with a conditioning", owner, count) for (place, owner), count in Counter(found).items()]
+
+
+def replaced_by_hooks(hooks: HookGroup | None) -> dict[tuple, Callable]:
+    """The attn2 replace patches that a call's hooks bring, by block. ComfyUI puts the model's own in their place."""
+    return {
+        block: patch
+        for hook in (hooks.get_type(EnumHookType.TransformerOptions) if hooks else ())
+        if hook.hook_scope == EnumHookScope.HookedOnly
+        for block, patch in hook.transformers_dict.get("patches_replace", {}).get("attn2", {}).items()
+    }
 
 
 def of_weights(patcher: ModelPatcher, checkpoint: Checkpoint | None) -> Iterator[tuple[str, str]]:

@@ -63,4 +63,6 @@ def why_no_routing(model: ModelPatcher) -> str:
         return "routing is 'off', so every subject may be anywhere. Choose 'masks' or 'auto' in Apply MM-Diff."
     if found.routing == AUTO:
         return "'auto' read no regions. It needs a finished sampling, and a prompt that calls two subjects or more."
+    if found.record is not None:
+        return "the last picture was routed 'off'; ComfyUI's log says why (tiles of another node, for example)."
     return "nothing was sampled with this MODEL yet. Connect the one that the KSampler used."

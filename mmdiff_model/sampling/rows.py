@@ -6,7 +6,7 @@ lengths; where these do not say, from the text that the row carries. A row that 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from .attention import Attention
 from .conditionings import Conditioning
 
+FAR = 0.25  # a text is told from another one by a distance of less than this part of the other's
 UNCONDITIONAL = 1  # the cond index that attention couples leave as it is
 COUPLE_LAYOUTS = ("cond_or_uncond_couple", "cond_or_uncond_hook_couple")  # ComfyUI-ppm, comfyui-prompt-control
 
@@ -42,25 +43,21 @@ class Call:
     size: tuple[int, int]
 
 
-def call_rows(parts: Sequence[Conditioning | None], count: int, batch: int, options: dict) -> tuple[Row, ...] | None:
-    """The rows of a call whose parts follow each other, as the host has them; None where `count` says otherwise."""
-    for pictures in (*windows(options), range(batch)):
-        if count == len(parts) * len(pictures):
-            return tuple(Row(part, picture) for part in parts for picture in pictures)
-    return None
+def call_rows(parts: Sequence[Conditioning | None], pictures: Sequence[int]) -> tuple[Row, ...]:
+    """The rows of a call whose parts follow each other, as the host has them."""
+    return tuple(Row(part, picture) for part in parts for picture in pictures)
 
 
-def windows(options: dict) -> list[Sequence[int]]:
-    """Which pictures of the batch a context window takes, where the host or AnimateDiff-Evolved runs in windows.
+def pictures_of(options: dict, batch: int) -> Sequence[int]:
+    """Which pictures of the batch a call takes: those of a context window of the host or AnimateDiff-Evolved, or all.
 
     The host may set the picture before a window in front of it, as an anchor.
     """
     host, theirs = options.get("context_window"), options.get("ad_params")
-    found = []
     if host is not None and host.dim == 0:
         anchor = getattr(host, "causal_anchor_index", None)
-        found.append([*([] if anchor is None else [anchor]), *host.index_list])
-    return found + ([theirs["sub_idxs"]] if theirs and theirs["sub_idxs"] else [])
+        return [*([] if anchor is None else [anchor]), *host.index_list]
+    return theirs["sub_idxs"] if theirs and theirs["sub_idxs"] else range(batch)
 
 
 def coupled_rows(call: Call, attention: Attention) -> tuple[Row, ...] | None:
@@ -102,15 +99,15 @@ def rows_by_text(found: Tensor, conditionings: Sequence[Conditioning], texts: Se
 
     texts: (t, m, width) of each conditioning, t above one where a prompt schedule gives each picture its own. The
     nearest, if the others are far: a neighbour may have changed the text a little. Conditionings of the same text that
-    call the same subjects need not be told apart.
+    call the same subjects need not be told apart; where their areas differ, the row's is not known.
     """
     length = min(found.shape[1], *(text.shape[1] for text in texts))
-    found = found[:, :length].float()
+    carried = found[:, :length].float()
 
     def distances(text: Tensor) -> Tensor:
         ways = [
-            (found - one).square().mean(dim=(1, 2)) / one.square().mean().clamp(min=1e-12)  # a zeroed text too
-            for one in text[:, :length].to(found)
+            (carried - one).square().mean(dim=(1, 2)) / one.square().mean().clamp(min=1e-12)  # a zeroed text too
+            for one in text[:, :length].to(carried)
         ]
         return torch.stack(ways).amin(dim=0)
 
@@ -118,12 +115,14 @@ def rows_by_text(found: Tensor, conditionings: Sequence[Conditioning], texts: Se
     for row in torch.stack([distances(text) for text in texts], dim=1).tolist():
         near = min(range(len(row)), key=row.__getitem__)
         best = conditionings[near]
-        rivals = [
-            distance
-            for distance, other in zip(row, conditionings, strict=True)
-            if (other.subjects, other.words) != (best.subjects, best.words)
-        ]
-        rows.append(Row(best) if row[near] < 0.25 * min(rivals, default=1.0) else UNKNOWN)
+        found = list(zip(row, conditionings, strict=True))
+        rivals = [d for d, other in found if (other.subjects, other.words) != (best.subjects, best.words)]
+        if row[near] >= FAR * min(rivals, default=1.0):
+            rows.append(UNKNOWN)
+        elif any(row[near] >= FAR * d for d, other in found if other.area != best.area):
+            rows.append(Row(replace(best, area=None)))
+        else:
+            rows.append(Row(best))
     return tuple(rows)
 
 

@@ -1,11 +1,11 @@
 """One sampling run with subjects: installs multimodal cross-attention for it and decides who acts when.
 
-The model carries its LoRAs as weight patches and wrappers around sampling, which are immutable. Keys and values of the
-subject tokens, and the attention patches that use them, belong to the run: clones share nothing, nothing stays behind.
+The model carries its LoRAs as weight patches and wrappers around sampling. Keys and values of the subject tokens, and
+the attention patches that use them, belong to the run: clones share the latest run's record and nothing else.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import comfy.patcher_extension
@@ -19,20 +19,21 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint
 from ..lora import add_lora, unet_patches
-from ..schedule import Schedule, keep_phases, resolve_steps, steps_before
+from ..schedule import Schedule, keep_phases, resolve_steps, steps_before, whole_steps
 from ..subject import Subject
 from . import routing as routings
 from .attention import STEP, MultimodalCrossAttention
 from .conditionings import Conditioning, find_conditionings, share_phases
-from .patches import OURS, Patch, attention_patches, of_hooks
+from .patches import OURS, Patch, attention_patches, of_hooks, replaced_by_hooks
 from .projection import BlockKey, Projected, SubjectProjections, image_projections
 from .record import WRAPPER_KEY, Record, find_sampling
 from .routing import AUTO, MASKS, OFF
 from .routing.auto import reading_blocks
-from .rows import Call, call_rows, rows_by_text, windows
+from .rows import Call, call_rows, pictures_of, rows_by_text
 from .step import Step
 
 STEPS_BEFORE = "mmdiff_steps_before"
+STRETCH = 1.1  # a region is stretched by more where its shape is not the picture's
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class SubjectSampling:
             latent=run.latent,
             conditionings=tuple(replace(c, text=c.text.new_empty(0)) for c in run.conditionings.values()),
             patches=(Patch("attn2 replace", OURS, len(run.projected)), *patches),
-            routed=run.routing.decided(run.batch, len(self.subjects)),
+            routed=run.routing.decided(run.batch, len(self.subjects)) if run.routed else None,
             said=tuple(run.said),
         )
         return samples
@@ -132,8 +133,11 @@ class Run:
 
     def __init__(self, plan: SubjectSampling, guider, sigmas: Tensor, before: int, noise: Tensor):
         self.model = guider.inner_model
-        tokens = [subject.tokens.flatten(0, 1) for subject in plan.subjects]
         strengths = [plan.fuse_scale * subject.strength for subject in plan.subjects]
+        tokens = [
+            subject.tokens.flatten(0, 1)[: None if strength else 0]
+            for subject, strength in zip(plan.subjects, strengths, strict=True)
+        ]
         scale = torch.cat(
             [torch.full((len(group),), strength) for group, strength in zip(tokens, strengths, strict=True)]
         )
@@ -143,16 +147,21 @@ class Run:
         self.modules = {projection.block: projection.module for projection in projections}
         self.lengths = tuple(len(group) for group in tokens)
         self.ranges = [
-            plan.schedule.sigma_range(subject, self.model.model_sampling, sigmas, before) if strength else (0.0, 0.0)
-            for subject, strength in zip(plan.subjects, strengths, strict=True)
+            plan.schedule.sigma_range(subject, self.model.model_sampling, sigmas, before) for subject in plan.subjects
         ]
         self.batch, self.latent = len(noise), tuple(noise.shape[-2:])
         self.conditionings = find_conditionings(guider.conds, plan.subjects)
         widths = {block: k.shape[-1] for block, (k, _) in self.projected.items()}
-        self.routing = routings.make(plan.routing, plan.regions, reading_blocks(widths))
+        self.routing = routings.make(plan.routing, plan.regions, self.latent, reading_blocks(widths))
+        self.routed = False
         self.said: dict[str, None] = {}
         self.seen: tuple = (object(), None)  # no call's
-        for message in (*doubts(plan.subjects, self.conditionings.values(), plan.routing), *idle(plan, self.ranges)):
+        whole = whole_steps(sigmas)
+        for message in (
+            *doubts(plan.subjects, self.conditionings.values(), plan.routing),
+            *idle(plan, self.ranges, whole),
+            *(stretched(plan.subjects, self.latent) if plan.routing == MASKS else ()),
+        ):
             self.say(message)
 
     def say(self, message: str) -> None:
@@ -195,8 +204,9 @@ class Run:
         image = self.projections.of(model)
         step = self.step(model, transformer_options, len(x), tuple(x.shape[-2:]), c_crossattn)
         transformer_options = {**transformer_options, STEP: step}
-        if image is not self.projected:
-            transformer_options["patches_replace"] = with_image(transformer_options["patches_replace"], image)
+        theirs = replaced_by_hooks(model.current_patcher.current_hooks)
+        if theirs or image is not self.projected:
+            transformer_options["patches_replace"] = for_call(transformer_options["patches_replace"], image, theirs)
         kwargs[f"mmdiff {step and step.trace}"] = None
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -222,12 +232,14 @@ class Run:
         sigma = float(options["sigmas"][0])
         acting = frozenset(i for i, (first, last) in enumerate(self.ranges) if last < sigma <= first)
         parts = [self.conditionings.get(uuid) for uuid in options["uuids"]]
+        if None in parts:
+            self.say("another node samples a prompt that is not among the sampler's. It gets no subject.")
         known = tuple(dict.fromkeys(part for part in parts if part is not None))
         if not any(acting.intersection(part.subjects) for part in known):
             return None
-        count = count or len(parts) * len((*windows(options), range(self.batch))[0])
-        rows = call_rows(parts, count, self.batch, options)
-        if rows is None:
+        pictures = pictures_of(options, self.batch)
+        rows = call_rows(parts, pictures)
+        if count not in (None, len(rows)):
             rows = rows_by_text(text, known, [part.text for part in known])
 
         def keys(block: BlockKey) -> tuple[tuple[Conditioning, ...], list[Tensor]]:
@@ -237,7 +249,9 @@ class Run:
         device = next(iter(self.projections.of(model).values()))[0].device
         call = Call(rows, tuple(options["cond_or_uncond"]), size)
         step = Step(call, acting, self.lengths, self.latent, self.routing, known, keys, self.say)
-        return step.prepare(device)
+        step.prepare(device)
+        self.routed |= any(part.subjects and not self.routing.lacks(part) for part in step.parts)
+        return step
 
 
 def doubts(subjects: Sequence[Subject], conditionings: Iterable[Conditioning], routing: str) -> Iterator[str]:
@@ -272,11 +286,12 @@ def doubts(subjects: Sequence[Subject], conditionings: Iterable[Conditioning], r
         )
 
 
-def idle(plan: SubjectSampling, ranges: Sequence[tuple[float, float]]) -> Iterator[str]:
-    """Which subjects act at no time or nowhere, in words."""
+def idle(plan: SubjectSampling, ranges: Sequence[tuple[float, float]], steps: int) -> Iterator[str]:
+    """Which subjects act at no time of a schedule of so many steps, or nowhere, in words."""
     for index, (subject, (first, last)) in enumerate(zip(plan.subjects, ranges, strict=True)):
         who = f"subject {index + 1}" + (f" ('{subject.name}')" if subject.name else "")
-        if first <= last and plan.fuse_scale * subject.strength:
+        later = first < 0 and plan.schedule.start_merge_step < steps
+        if first <= last and not later and plan.fuse_scale * subject.strength:
             yield (
                 f"start_percent: {who} acts in no part of sampling, as the ranges of Apply MM-Diff and MM-Diff Subject "
                 "Region leave it none. Widen them, or lower start_merge_step."
@@ -285,10 +300,26 @@ def idle(plan: SubjectSampling, ranges: Sequence[tuple[float, float]]) -> Iterat
             yield f"mask: the region of {who} is empty, so it is nowhere. Paint one in MM-Diff Subject Region."
 
 
-def with_image(replaces: dict[str, dict], image: Projected) -> dict[str, dict]:
-    """A call's replace patches with K and V of the weights that the call sees."""
+def stretched(subjects: Sequence[Subject], latent: tuple[int, int]) -> Iterator[str]:
+    """Which regions have another shape than the picture, in words."""
+    for index, subject in enumerate(subjects):
+        if subject.region is None:
+            continue
+        (height, width), (h, w) = subject.region.shape, latent
+        if not 1 / STRETCH < height * w / (width * h) < STRETCH:
+            yield (
+                f"mask: the region of subject {index + 1} is {width} x {height} pixels, which is not the shape of the "
+                f"picture ({w} x {h} latents), so it is stretched. Paint it on a picture of that shape. Where a node "
+                "samples tiles one after another, each of them gets the whole region: use one subject per pass there."
+            )
+
+
+def for_call(replaces: dict[str, dict], image: Projected, theirs: dict[tuple, Callable]) -> dict[str, dict]:
+    """A call's replace patches with K and V of the weights that the call sees, over those that its hooks bring."""
     attn2 = {
-        block: patch.with_image(image[block]) if isinstance(patch, MultimodalCrossAttention) else patch
+        block: patch.for_call(image[block], theirs.get(block, theirs.get(block[:2], patch.previous)))
+        if isinstance(patch, MultimodalCrossAttention)
+        else patch
         for block, patch in replaces["attn2"].items()
     }
     return {**replaces, "attn2": attn2}

@@ -34,14 +34,18 @@ class Step:
     say: Callable[[str], None] = lambda message: None
     tokens: dict[tuple[int, ...], Tensor | None] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
+    positions: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     routed: dict[tuple, Routed | None] = field(default_factory=dict)
 
     def prepare(self, device: torch.device) -> "Step":
-        """Groups the call's rows and looks up their subjects' tokens, before a trace begins."""
+        """Groups the call's rows and looks up their subjects' tokens and class words, before a trace begins."""
         owners = torch.cat([torch.full((length,), i) for i, length in enumerate(self.lengths)])
         for subjects in {self.subjects(conditioning) for conditioning in self.conditionings}:
             if 0 < len(subjects) < len(self.lengths):
                 self.tokens[subjects] = torch.isin(owners, torch.tensor(subjects)).nonzero()[:, 0].to(device)
+        for conditioning in self.conditionings if self.routing.apart else ():
+            positions = tuple(position for _, position in self.words(conditioning))
+            self.positions[positions] = torch.tensor(positions, dtype=torch.int64, device=device)
         self.parts.extend(self.group(self.call.rows))
         return self
 
@@ -49,15 +53,15 @@ class Step:
     def trace(self) -> str:
         """What a trace of this call depends on, beside its tensors."""
         parts = [(part.rows, part.subjects, self.routing.trace(part)) for part in self.parts]
-        return repr((parts, self.call.indices, len(self.call.rows), self.acting, self.lengths))
+        return repr((parts, self.call.indices, len(self.call.rows), self.acting, self.lengths, self.latent))
 
     def attend(self, attention: Attention) -> Tensor:
         """Text attention (b, h w, width), with the image term added to the rows of subjects and to no other."""
         parts = self.parts_of(attention)
-        routes = [self.route(attention, number, part, len(parts)) for number, part in enumerate(parts)]
+        routes = [self.route(attention, part) for part in parts]
         out = self.text(attention, parts, routes)
         for part, routed in zip(parts, routes, strict=True):
-            if not part.subjects:
+            if not any(self.lengths[subject] for subject in part.subjects):
                 continue
             routing = () if routed is None else (routed.image_bias, routed.gate)
             out = attention.add_image_term(out, part.rows, self.tokens.get(part.subjects), *routing)
@@ -76,16 +80,16 @@ class Step:
                 out[part.rows] += attention.text(part.rows, bias) - attention.text(part.rows)
         return out
 
-    def route(self, attention: Attention, number: int, part: Part, count: int) -> Routed | None:
-        """How the rows of the number-th of `count` parts are routed; None for all subjects at every pixel."""
-        if not part.subjects:
+    def route(self, attention: Attention, part: Part) -> Routed | None:
+        """How the rows of a part are routed; None for all subjects at every pixel."""
+        if not part.subjects or self.routing.lacks(part):
             return None
         if self.routing.read(attention, part):
             self.routed.clear()
         keys = attention.k.shape[1]
-        key = (attention.size, number, count, keys)
+        key = (attention.size, keys, *part._replace(rows=None, positions=None))
         if key not in self.routed:
-            weights = self.routing.weights(part, attention.size, self.latent)
+            weights = self.routing.weights(part, attention.size)
             if weights is not None:
                 lengths = [self.lengths[subject] for subject in part.subjects]
                 weights = route(weights.to(attention.q.device), lengths, part, keys, attention.q.dtype)
@@ -100,14 +104,15 @@ class Step:
         rows = coupled_rows(self.call, attention)
         if rows is None and not is_coupled(attention):
             rows = rows_by_text(attention.k, *self.keys(attention.block))
-            if count * len(self.call.indices) == len(self.call.rows) and UNKNOWN not in rows:
+            alone = len({row.conditioning for row in rows}) == 1 and UNKNOWN not in rows
+            if alone and count * len(self.call.indices) == len(self.call.rows):
                 pictures = [row.picture for row in self.call.rows[:count]]
                 rows = [row._replace(picture=picture) for row, picture in zip(rows, pictures, strict=True)]
         return self.group(rows or (UNKNOWN,) * count)
 
     def group(self, rows: Sequence[Row]) -> list[Part]:
         """Consecutive rows that are treated alike; where routed, of one conditioning and each picture once."""
-        if any(row is UNKNOWN for row in rows):
+        if UNKNOWN in rows:
             self.say(
                 f"a batch of {len(rows)} rows beside the sampler's {len(self.call.rows)} does not tell which prompt "
                 "each is of (another node changed the batch). Those rows get no subject. Sample without that node."
@@ -137,6 +142,10 @@ class Step:
         """Those that it calls and that act now."""
         return () if conditioning is None else tuple(s for s in conditioning.subjects if s in self.acting)
 
+    def words(self, conditioning: Conditioning) -> tuple[tuple[int, int], ...]:
+        """(subject, token position) of the class words of those."""
+        return tuple((subject, position) for subject, position in conditioning.words if subject in self.acting)
+
     def alike(self, a: Row, b: Row) -> bool:
         if not self.routing.apart:
             return self.subjects(a.conditioning) == self.subjects(b.conditioning)
@@ -151,12 +160,13 @@ class Step:
         if not subjects or not self.routing.apart:
             return Part(rows, subjects)
         pictures = tuple(row.picture for row in group)
-        words = [(subjects.index(s), position) for s, position in conditioning.words if s in subjects]
+        words = self.words(conditioning) if group[0].own else ()
         place = conditioning.place(self.call.size, self.latent)
         return Part(
             rows,
             subjects,
-            tuple(words) if group[0].own else (),
+            tuple(subjects.index(subject) for subject, _ in words),
+            self.positions.get(tuple(position for _, position in words)),
             conditioning.period,
             conditioning.number,
             place,

@@ -22,7 +22,7 @@ class Present(Routing):
             self.constraint.read(attention, self.present)
         return False
 
-    def weights(self, part: Part, size: tuple[int, int], latent: tuple[int, int]) -> Tensor:
+    def weights(self, part: Part, size: tuple[int, int]) -> Tensor:
         return self.present.float()[..., None]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .auto import Auto
 from .masks import Masks
-from .weights import Off, Part, Routed, Routing, log_weight, route
+from .weights import Part, Routed, Routing, log_weight, route
 
 OFF, MASKS, AUTO = "off", "masks", "auto"
 MODES = (OFF, MASKS, AUTO)
@@ -23,7 +23,6 @@ __all__ = [
     "OFF",
     "Auto",
     "Masks",
-    "Off",
     "Part",
     "Routed",
     "Routing",
@@ -43,6 +42,6 @@ def check(mode: str, regions: Sequence[Tensor | None]) -> None:
         )
 
 
-def make(mode: str, regions: Sequence[Tensor | None], blocks: Sequence) -> Routing:
-    """The routing of one run with subjects of those regions; `blocks` are the attentions that `auto` reads."""
-    return {OFF: Off, MASKS: lambda: Masks(regions), AUTO: lambda: Auto(blocks)}[mode]()
+def make(mode: str, regions: Sequence[Tensor | None], latent: tuple[int, int], blocks: Sequence) -> Routing:
+    """The routing of a run with subjects of those regions on a latent (H, W); `auto` reads attentions at `blocks`."""
+    return {OFF: Routing, MASKS: lambda: Masks(regions, latent), AUTO: lambda: Auto(blocks)}[mode]()

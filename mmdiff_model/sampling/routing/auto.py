@@ -35,23 +35,22 @@ class Auto(Routing):
 
     def readable(self, part: Part) -> bool:
         """Maps are read of whole known pictures with at least two subjects, each with a class word."""
-        words = {subject for subject, _ in part.words}
-        return len(part.subjects) > 1 and len(words) == len(part.subjects) and self.lacks(part) is None
+        return len(part.subjects) > 1 and len(set(part.words)) == len(part.subjects) and self.lacks(part) is None
 
     def read(self, attention: Attention, part: Part) -> bool:
         """Adds one layer's attention to the class words."""
         if attention.block not in self.blocks or not self.readable(part):
             return False
         q, k = attention.q[part.rows], attention.k[part.rows]
-        seen = word_attention(q, k, attention.heads, part.words)
+        seen = word_attention(q, k, attention.heads, part.words, part.positions)
         seen = smooth(rearrange(seen, "b s (h w) -> b s h w", h=attention.size[0]))
         before = self.maps.get(key(part))
         if before is not None and before.shape == seen.shape:
-            seen = torch.lerp(seen, before, KEEP)
+            seen = torch.lerp(seen, before.to(seen.device), KEEP)
         self.maps[key(part)] = seen
         return True
 
-    def weights(self, part: Part, size: tuple[int, int], latent: tuple[int, int]) -> Tensor | None:
+    def weights(self, part: Part, size: tuple[int, int]) -> Tensor | None:
         maps = self.maps.get(key(part))
         if maps is None:
             return None
@@ -89,11 +88,14 @@ def reading_blocks(widths: dict[BlockKey, int]) -> list[BlockKey]:
     return list(last.values())
 
 
-def word_attention(q: Tensor, k: Tensor, heads: int, words: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention to each subject's class words (subject, position), mean over words and heads: (b, subjects, h w)."""
-    attention = attention_maps(q, k, heads)
-    positions = {subject: [position for owner, position in words if owner == subject] for subject, _ in sorted(words)}
-    return torch.stack([attention[..., found].mean(dim=-1) for found in positions.values()], dim=1)
+def word_attention(q: Tensor, k: Tensor, heads: int, words: Sequence[int], positions: Tensor) -> Tensor:
+    """Attention to each subject's class words, mean over words and heads: (b, subjects, h w).
+
+    words: the subject of each; positions (words) among the keys.
+    """
+    attention = attention_maps(q, k, heads)[..., positions]
+    own = [[i for i, owner in enumerate(words) if owner == subject] for subject in sorted(set(words))]
+    return torch.stack([attention[..., found].mean(dim=-1) for found in own], dim=1)
 
 
 def smooth(maps: Tensor) -> Tensor:

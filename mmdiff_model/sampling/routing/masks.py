@@ -9,31 +9,33 @@ from .weights import Part, Routing
 
 
 class Masks(Routing):
-    """Regions (H, W), one for each subject. A subject without one may go wherever no other subject's region is."""
+    """Regions of a latent (H, W), one for each subject, in the resolution of the finest.
+
+    A subject without one may go wherever no other subject's region is.
+    """
 
     apart, name = True, "masks"
 
-    def __init__(self, regions: Sequence[Tensor | None]):
+    def __init__(self, regions: Sequence[Tensor | None], latent: tuple[int, int]):
         given = [region for region in regions if region is not None]
         size = tuple(max(region.shape[axis] for region in given) for axis in (0, 1))
         given = [None if region is None else resize_region(region, *size) for region in regions]
         rest = 1 - torch.stack([region for region in given if region is not None]).amax(dim=0)
         self.regions = torch.stack([rest if region is None else region for region in given])
+        self.scale = [pixels / latents for pixels, latents in zip(size, latent, strict=True)]
 
     def lacks(self, part: Part) -> str | None:
         return None if part.place is not None else "where in the picture they are"
 
-    def weights(self, part: Part, size: tuple[int, int], latent: tuple[int, int]) -> Tensor | None:
-        if self.lacks(part):
-            return None
+    def weights(self, part: Part, size: tuple[int, int]) -> Tensor:
         h, w, y, x = part.place
-        rows = cut_out(y, y + h, self.regions.shape[1] / latent[0], self.regions.shape[1])
-        columns = cut_out(x, x + w, self.regions.shape[2] / latent[1], self.regions.shape[2])
+        rows = cut_out(y, y + h, self.scale[0], self.regions.shape[1])
+        columns = cut_out(x, x + w, self.scale[1], self.regions.shape[2])
         regions = self.regions[list(part.subjects), rows, columns]
         return nn.functional.interpolate(regions[None], size, mode="area").flatten(2)
 
     def trace(self, part: Part) -> Hashable:
-        return part.words, part.period, part.place
+        return part.words, part.period, part.place, self.regions.shape
 
     def decided(self, batch: int, subjects: int) -> Tensor:
         return self.regions[None]

@@ -16,14 +16,16 @@ BLOCKED = -1e4
 class Part(NamedTuple):
     """Consecutive rows of a batch that are treated alike.
 
-    subjects: those that act in them, none where unconditional; words: (place among `subjects`, token position) of
-    class words in a text of `period` keys; conditioning: its number in the run; place: the area of the latent that they
-    see, pictures: their numbers in the run's batch, both None where unknown; whole: they see all of the picture.
+    subjects: those that act in them, none where unconditional; words: whose each class word is (an index into
+    `subjects`), at `positions` (words) in a text of `period` keys; conditioning: its number in the run; place: the area
+    of the latent that they see, pictures: their numbers in the run's batch, both None where unknown; whole: they see
+    all of the picture.
     """
 
     rows: slice
     subjects: tuple[int, ...]
-    words: tuple[tuple[int, int], ...] = ()
+    words: tuple[int, ...] = ()
+    positions: Tensor | None = None
     period: int = 1
     conditioning: int = 0
     place: Area | None = None
@@ -32,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Routing:
-    """A way of routing in one run. This one is `off`'s: every subject may go everywhere."""
+    """A way of routing in one run; what is written here is `off`: every subject may go everywhere."""
 
     apart = False  # whether rows of different conditionings may be routed differently
     name = "off"
@@ -45,10 +47,10 @@ class Routing:
         """Looks at an attention before it is routed. True where weights given before do not hold any more."""
         return False
 
-    def weights(self, part: Part, size: tuple[int, int], latent: tuple[int, int]) -> Tensor | None:
+    def weights(self, part: Part, size: tuple[int, int]) -> Tensor | None:
         """(b, subjects, h w) in 0..1 of the part's subjects at (h, w), b and h w possibly 1; None for one everywhere.
 
-        latent: (H, W) of the run's whole picture.
+        The part lacks nothing.
         """
         return None
 
@@ -61,16 +63,13 @@ class Routing:
         return None
 
 
-class Off(Routing):
-    pass
-
-
 @dataclass(frozen=True)
 class Routed:
     """Weights of the acting subjects at one resolution, as attention needs them.
 
     gate (b, h w, 1) scales the image term, image_bias (b, 1, h w, m) and text_bias (b, 1, h w, keys) are added to the
-    scores; b is 1 or the rows. Without a second subject there is no text_bias.
+    scores; b is 1 or the rows. Without a second subject there is no text_bias. A subject without tokens is in the text
+    alone.
     """
 
     gate: Tensor
@@ -89,11 +88,17 @@ def route(weights: Tensor, lengths: Sequence[int], part: Part, keys: int, dtype:
     text_bias = None
     if weights.shape[1] > 1 and part.words and keys % part.period == 0:
         text_bias = torch.zeros(weights.shape[0], weights.shape[2], part.period, device=weights.device)
-        for subject, position in part.words:
-            others = torch.cat((weights[:, :subject], weights[:, subject + 1 :]), dim=1).amax(dim=1)
-            text_bias[..., position] = log_weight(torch.maximum(weights[:, subject], 1 - others))
+        allowed = log_weight(torch.stack([own_region(weights, subject) for subject in part.words], dim=-1))
+        text_bias = text_bias.index_copy(-1, part.positions, allowed)
         text_bias = text_bias.repeat(1, 1, keys // part.period)[:, None].to(dtype)
-    return Routed(weights.amax(dim=1)[..., None].to(dtype), image_bias.to(dtype), text_bias)
+    present = [subject for subject, length in enumerate(lengths) if length] or [0]
+    return Routed(weights[:, present].amax(dim=1)[..., None].to(dtype), image_bias.to(dtype), text_bias)
+
+
+def own_region(weights: Tensor, subject: int) -> Tensor:
+    """Where a subject's class word is seen, (b, h w): in its own region and in nobody's."""
+    others = torch.cat((weights[:, :subject], weights[:, subject + 1 :]), dim=1).amax(dim=1)
+    return torch.maximum(weights[:, subject], 1 - others)
 
 
 def log_weight(weights: Tensor) -> Tensor:
