@@ -213,3 +213,12 @@ def test_failures_leave_the_plain_model_bit_exact(tiny, checkpoint, subject):
         apply(tiny, checkpoint, {"subject_1": subject}, model=personalised)
     assert not torch.equal(run(guider_for(personalised, text)), before)
     assert torch.equal(run(guider_for(tiny.model, text)), before)
+
+
+def test_a_trigger_in_the_negative_prompt(tiny, checkpoint, subject):
+    said = "negative: a trigger <|subj|> stands in the negative prompt"
+    with pytest.raises(ValueError, match=r"^negative: a trigger .* stands in the negative prompt"):
+        apply(tiny, checkpoint, {"subject_1": subject}, negative="blurry, a boy<|subj|>")
+    assert MMDiffApply.validate_inputs(negative="blurry, a boy<|subj|>").startswith(said)
+    plain = apply(tiny, checkpoint, {"subject_1": subject}, negative="blurry, a boy<|subj|>", enabled=False)
+    assert plain.args[0] is tiny.model
