@@ -80,7 +80,9 @@ class LiveServer(Client):
         on_progress gets (node id, steps done, steps in all). Raises PromptError, ServerError, TimeoutError.
         """
         client = uuid.uuid4().hex
-        channel = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=1)
+        where = f"ws://127.0.0.1:{self.port}/ws?clientId={client}"
+        channel = websocket.create_connection(where, timeout=START_SECONDS)
+        channel.settimeout(1)
         try:
             prompt_id = self.queue(prompt, client)
             self._follow(channel, prompt_id, on_progress, time.monotonic() + timeout)

@@ -15,7 +15,7 @@ from hypothesis import seed as seeded
 
 from .outcome import judge
 
-HANG_SECONDS = 60
+HANG_SECONDS = 180
 AT_ONCE = 1000  # hypothesis remembers every case of a run
 
 
