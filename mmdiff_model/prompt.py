@@ -151,9 +151,11 @@ def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
             subjects.append(_called(prompt, match, names))
     for unused in sorted(set(range(len(names))) - set(subjects)):
         logger.warning(
-            "MM-Diff: no trigger in the prompt calls subject %d%s, its class word stays plain",
+            "MM-Diff: no trigger in the prompt calls subject %d%s, so this prompt does not show it. If it should, "
+            "write <|subj:%d|> directly after its class word.",
             unused + 1,
             f" ('{names[unused]}')" if names[unused] else "",
+            unused + 1,
         )
     return subjects
 

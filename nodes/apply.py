@@ -11,6 +11,11 @@ from .checks import check_range, checked, validation
 from .sockets import connected_subjects, mmdiff_input, subjects_input
 
 AS_RELEASED, CLEAN = "as released", "clean"
+PLAIN_BEFORE = (
+    "Delayed conditioning: before this part of sampling (0 to 1) the prompt is plain. Higher follows the text's layout "
+    "more and the subject less."
+)
+PLAIN_AFTER = "After this part of sampling (0 to 1) the prompt is plain again."
 
 
 def text_inputs() -> list[io.Input]:
@@ -26,25 +31,11 @@ def text_inputs() -> list[io.Input]:
     ]
 
 
-def range_inputs() -> list[io.Input]:
+def range_inputs(start: str, end: str) -> list[io.Input]:
+    """The part of sampling in which something acts; start, end: what the two numbers do in this node."""
     return [
-        io.Float.Input(
-            "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            tooltip="Delayed conditioning: before this part of sampling (0 to 1) the prompt is plain. "
-            "Higher follows the text's layout more and the subject less.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            tooltip="After this part of sampling (0 to 1) the prompt is plain again.",
-        ),
+        io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip=start),
+        io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=end),
     ]
 
 
@@ -117,7 +108,7 @@ class MMDiffApply(io.ComfyNode):
                 subjects_input(),
                 *text_inputs(),
                 fuse_scale_input(),
-                *range_inputs(),
+                *range_inputs(PLAIN_BEFORE, PLAIN_AFTER),
                 routing_input(),
                 negative_fusion_input(),
                 io.Int.Input(
@@ -126,8 +117,8 @@ class MMDiffApply(io.ComfyNode):
                     min=0,
                     max=10000,
                     advanced=True,
-                    tooltip="Above 0: the first step with the subject, counted in the sampler's steps as in the "
-                    "released code. Takes the place of start_percent.",
+                    tooltip="Above 0: this many steps at the beginning use the plain prompt, and the subject comes in "
+                    "after them. The released code counts in this way. start_percent is then ignored.",
                 ),
                 io.Boolean.Input(
                     "enabled",
@@ -201,7 +192,7 @@ class MMDiffTextEncode(io.ComfyNode):
                 mmdiff_input(),
                 subjects_input(),
                 *text_inputs(),
-                *range_inputs(),
+                *range_inputs(PLAIN_BEFORE, PLAIN_AFTER),
                 negative_fusion_input(),
             ],
             outputs=[
@@ -259,7 +250,12 @@ class MMDiffApplyModel(io.ComfyNode):
                 mmdiff_input(),
                 subjects_input(),
                 fuse_scale_input(),
-                *range_inputs(),
+                *range_inputs(
+                    "The image branch acts from this part of sampling on (0 to 1). Give MM-Diff Text Encode the same "
+                    "number.",
+                    "The image branch acts up to this part of sampling (0 to 1). Give MM-Diff Text Encode the same "
+                    "number.",
+                ),
                 routing_input(),
             ],
             outputs=[

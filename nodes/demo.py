@@ -24,7 +24,7 @@ class MMDiffDemoModels(io.ComfyNode):
             node_id="MMDiffDemoModels",
             display_name="MM-Diff Demo Models",
             category="MM-Diff/demo",
-            description="A very small SDXL family with an MM-Diff adapter that comes with the pack. It knows drawn "
+            description="A very small SDXL family with an MM-Diff checkpoint that comes with the pack. It knows drawn "
             "characters in a few places and paints 128 x 128 pixels in seconds, on any machine.",
             search_aliases=["mm-diff demo", "small world", "test models"],
             inputs=[],
@@ -33,7 +33,7 @@ class MMDiffDemoModels(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="Both small text encoders."),
                 io.Vae.Output(display_name="vae", tooltip="The small VAE. Use empty latents of 128 x 128."),
                 io.ClipVision.Output(display_name="clip_vision", tooltip="The small vision encoder."),
-                MMDiff.Output(display_name="mmdiff", tooltip="The MM-Diff adapter trained on these models."),
+                MMDiff.Output(display_name="mmdiff", tooltip="The MM-Diff checkpoint trained on these models."),
             ],
         )
 

@@ -77,7 +77,8 @@ class MMDiffEncodeSubject(io.ComfyNode):
                     options=[FIRST, MEAN],
                     default=FIRST,
                     advanced=True,
-                    tooltip="Which photo leads the text. The released code takes the first.",
+                    tooltip="Which photo the class word in the prompt is fused with: the first, as in the released "
+                    "code, or the mean of all. The image branch sees all of them either way.",
                 ),
             ],
             outputs=[

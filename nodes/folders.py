@@ -95,16 +95,18 @@ def file_name(filename: str) -> str:
     return f"{plain_name('filename', filename.strip().removesuffix('.safetensors'))}.safetensors"
 
 
-def new_file(folder: str, filename: str, overwrite: bool = False) -> Path:
-    """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError."""
+def new_file(folder: str, filename: str, overwrite: bool | None = None) -> Path:
+    """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError.
+
+    overwrite: None for a node without that switch.
+    """
     root = Path(folder_paths.get_folder_paths(folder)[0])
     path = root / file_name(filename)
     if path.is_dir():
         raise FileExistsError(f"filename: '{path.name}' is a folder in {root}. Choose another name.")
     if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(
-            f"filename: '{path.name}' is already in {root}. Choose another name, or delete or overwrite that file."
-        )
+        remedy = "delete that file" if overwrite is None else "switch overwrite on"
+        raise FileExistsError(f"filename: '{path.name}' is already in {root}. Choose another name, or {remedy}.")
     return path
 
 

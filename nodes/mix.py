@@ -19,13 +19,14 @@ class MMDiffMixSubjects(io.ComfyNode):
             description="Several subjects become one: photos of different sizes of one person, or a mix of identities.",
             search_aliases=["identity mixing", "blend faces", "merge subjects"],
             inputs=[
-                subjects_input(),
+                subjects_input("The subjects to mix. They become one subject, which a single <|subj|> calls."),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default=ALL_TOKENS,
-                    tooltip="'all tokens' is the released identity mixing: the first subject leads the text, all "
-                    "lead the image. 'weighted mean' and 'spherical' blend both by the weights.",
+                    tooltip="'all tokens' is the released identity mixing: the class word in the prompt is fused with "
+                    "the first subject, and the image branch sees all of them. 'weighted mean' and 'spherical' blend "
+                    "the subjects by the weights in both.",
                 ),
                 io.String.Input(
                     "weights",

@@ -17,7 +17,9 @@ def mmdiff_input() -> io.Input:
     return MMDiff.Input("mmdiff", tooltip="The MM-Diff checkpoint, from Load MM-Diff.")
 
 
-def subjects_input(minimum: int = 1) -> io.Input:
+def subjects_input(
+    tooltip: str = "The k-th subject is the one that the k-th <|subj|> in the prompt calls.",
+) -> io.Input:
     """A list of subjects that grows as they are connected: subject_1, subject_2, ..."""
     subject = MMDiffSubject.Input(
         "subject", tooltip="A subject from Encode MM-Diff Subject, Mix MM-Diff Subjects or a subject file."
@@ -25,8 +27,8 @@ def subjects_input(minimum: int = 1) -> io.Input:
     names = [f"subject_{i + 1}" for i in range(MAX_SUBJECTS)]
     return io.Autogrow.Input(
         "subjects",
-        template=io.Autogrow.TemplateNames(subject, names=names, min=minimum),
-        tooltip="The k-th subject is the one that the k-th <|subj|> in the prompt calls.",
+        template=io.Autogrow.TemplateNames(subject, names=names, min=1),
+        tooltip=tooltip,
     )
 
 

@@ -58,7 +58,12 @@ class MMDiffSubjectRegion(io.ComfyNode):
                     tooltip="Lets the prompt call it by name, as in: a woman<|subj:anna|>. Empty keeps the name it "
                     "has.",
                 ),
-                *range_inputs(),
+                *range_inputs(
+                    "This subject acts from this part of sampling on (0 to 1); before it, its class word is an "
+                    "ordinary word.",
+                    "This subject acts up to this part of sampling (0 to 1); after it, its class word is an ordinary "
+                    "word.",
+                ),
                 io.Int.Input(
                     "expand",
                     default=0,

@@ -138,4 +138,4 @@ def test_misplaced_triggers(prompt, problem, tiny):
 def test_a_subject_without_a_trigger_is_named_in_the_log(caplog):
     with caplog.at_level(logging.WARNING):
         trigger_subjects("a man<|subj|>", ["", "anna"])
-    assert "subject 2 ('anna')" in caplog.text
+    assert "subject 2 ('anna'), so this prompt does not show it. If it should, write <|subj:2|> directly" in caplog.text

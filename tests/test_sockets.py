@@ -182,6 +182,9 @@ def test_nothing_is_saved_over_a_folder_or_a_link(folders, anna, checkpoint):
     link.symlink_to(folders / "gone")
     with pytest.raises(FileExistsError, match="^filename: 'link.safetensors' is already in"):
         MMDiffSaveSubject.execute(anna, "link", False)
+    (folders / "mmdiff" / "link.safetensors").symlink_to(folders / "gone")
+    with pytest.raises(FileExistsError, match="^filename: 'link.safetensors' is already in .*, or delete that file"):
+        MMDiffSaveCheckpoint.execute(checkpoint, "link")
     MMDiffSaveSubject.execute(anna, "link", True)
     assert not link.is_symlink() and not (folders / "gone").exists()
 

@@ -58,7 +58,7 @@ def test_every_kind_of_use_has_a_workflow():
     assert used >= {"MMDiffApply", "MMDiffMixSubjects", "MMDiffSubjectRegion", "MMDiffRoutingPreview"}
     assert used >= {"MMDiffSaveSubject", "MMDiffLoadSubject", "LoraLoader", "ControlNetApplyAdvanced"}
     assert used >= {"MMDiffApplyModel", "MMDiffTextEncode", "MMDiffDemoScenes", "MMDiffWriteRecord"}
-    assert used >= {"MMDiffTrain", "MMDiffEvaluate"}
+    assert used >= {"MMDiffTrain", "MMDiffEvaluate", "MMDiffReport"}
 
 
 def test_the_demo_comes_first():
