@@ -30,6 +30,7 @@ SDXL = [name for name in WORKFLOWS if name.startswith("MM-Diff SDXL, ")]
 DEMO, EVALUATE = DEMOS[0], "MM-Diff Demo 9, evaluate"
 PAINTING = [name for name in WORKFLOWS if name != EVALUATE]
 FROM_PHOTOS = "MM-Diff Demo, from photos to a checkpoint"
+REPORTED = "MM-Diff Demo 6, routing off and auto"
 SAVED = ["MM-Diff Demo 5, save and load", "MM-Diff SDXL, save and load a person"]
 ROUTED = [name for name in WORKFLOWS if "MMDiffRoutingPreview" in WORKFLOWS[name].read_text()]
 
@@ -227,6 +228,16 @@ def test_routing_preview_shows_each_subject(name, run, server):
     pictures = sum(map(len, saved_pictures(server, done.prompt, done.outputs).values()))
     assert len(maps) == pictures * sum(key.startswith("subjects.") for key in done.prompt[apply]["inputs"])
     assert not any(np.array_equal(*pair) for pair in itertools.combinations(maps, 2))
+
+
+@pytest.mark.live
+def test_report_tells_of_the_routed_half(run, server):
+    done = run(REPORTED)
+    (report,) = nodes_of(done.prompt, "MMDiffReport")
+    outputs = server.run(done.prompt | {"said": {"class_type": "PreviewAny", "inputs": {"source": [report, 0]}}})
+    (said,) = outputs["said"]["text"]
+    assert "routing auto" in said
+    assert said.count("coverage by routing") == said.count("likeness, whole picture") == 2
 
 
 @pytest.mark.live
