@@ -4,7 +4,6 @@ The k-th plain trigger is the k-th subject; `<|subj:2|>` and `<|subj:anna|>` nam
 wanted.
 """
 
-import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ QUOTED, BEFORE, AFTER = 200, 30, 16  # characters of a prompt, and around a plac
 WHERE = (
     f"Put {PLAIN_TRIGGER} directly after the subject's class word, as in: a photo of a man{PLAIN_TRIGGER} on the beach"
 )
-
-logger = logging.getLogger(__name__)
 
 
 class PromptError(ValueError):
@@ -138,8 +135,7 @@ def check_negative(prompt: str) -> None:
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     """Subject (index into `names`) of every trigger in order. Unnamed subjects have the name "".
 
-    Raises PromptError as check_triggers does, on an unknown name, and on a number that is also another's name. A
-    subject that no trigger calls is logged as a warning.
+    Raises PromptError as check_triggers does, on an unknown name, and on a number that is also another's name.
     """
     check_triggers(prompt, len(names))
     subjects, plain = [], 0
@@ -149,14 +145,6 @@ def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
             plain += 1
         else:
             subjects.append(_called(prompt, match, names))
-    for unused in sorted(set(range(len(names))) - set(subjects)):
-        logger.warning(
-            "MM-Diff: no trigger in the prompt calls subject %d%s, so this prompt does not show it. If it should, "
-            "write <|subj:%d|> directly after its class word.",
-            unused + 1,
-            f" ('{names[unused]}')" if names[unused] else "",
-            unused + 1,
-        )
     return subjects
 
 

@@ -1,7 +1,5 @@
 """The prompt grammar against the host's own tokenisers."""
 
-import logging
-
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -133,9 +131,3 @@ def test_misplaced_triggers(prompt, problem, tiny):
     with pytest.raises(PromptError, match=problem) as error:
         positions(tiny, prompt, 2)
     assert f'"{prompt}"' in str(error.value)
-
-
-def test_a_subject_without_a_trigger_is_named_in_the_log(caplog):
-    with caplog.at_level(logging.WARNING):
-        trigger_subjects("a man<|subj|>", ["", "anna"])
-    assert "subject 2 ('anna'), so this prompt does not show it. If it should, write <|subj:2|> directly" in caplog.text
