@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+import evaluate as command_line
 from conftest import ROOT
-from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, write_clip, write_dino
+from evaluation_models import ASTRONAUT, CAT, MIRRORED, NO_FACE, SIDE, write_clip, write_dino
 from mmdiff_model.evaluation.cases import (
     Classes,
     pictures_in,
@@ -242,6 +244,54 @@ def test_only_what_has_changed_is_measured_again(world, models, tmp_path):
     assert measured_again(judges_of(world, models)) == 3, "two pictures of the cat, and one of both subjects"
     save(CAT, world / "pictures" / "cat2" / "009.png")
     assert measured_again(judges_of(world, models)) == 1
+    reference = save(CAT, world / "references" / "cat2" / "03.bmp")
+    assert measured_again(judges_of(world, models)) == 4
+    size = reference.stat().st_size
+    assert save(CAT.flip(0), reference).stat().st_size == size
+    assert measured_again(judges_of(world, models)) == 4, "another photo, though a file of that name and size"
+
+
+def test_what_is_replaced_or_removed_while_it_is_measured_is_said_and_measured_again(world, models, tmp_path):
+    """The next batch's pictures are read ahead, so that a picture may be another before its figures are written."""
+
+    class Late(Judges):
+        def case(self, file, picture):
+            if file.name == "cat2/000.png":
+                save(NO_FACE, file.path)
+            elif file.name == "cat2/001.png":
+                file.path.unlink()
+            return super().case(file, picture)
+
+    judges, files, path = judges_of(world, models), files_of(world), tmp_path / "results.jsonl"
+    done = measure_folder(files, Late(judges.models, judges.references), Results(path, {}))
+    assert [line.picture for line in done.lines] == ["backpack_dog/000.png", "cat2+backpack_dog/000.png"]
+    meanwhile = "was replaced or removed meanwhile. Run the same command again."
+    assert done.bad == [f"{world / 'pictures' / 'cat2' / name} {meanwhile}" for name in ("000.png", "001.png")]
+    again = measure_folder(files_of(world), judges, Results(path, {}))
+    anew = measure_folder(files_of(world), judges, Results(tmp_path / "anew.jsonl", {}))
+    assert not again.bad and again.lines[1].picture == "cat2/000.png"
+    values, expected = ([value for _, _, value in run.lines[1].scores] for run in (again, anew))
+    assert values == pytest.approx(expected, abs=1e-4)
+
+
+def test_another_model_of_the_same_name_and_size_is_another(world, models, tmp_path):
+    def settings(folder: Path) -> dict:
+        given = ["--pictures", "", "--references", "", "--dino", str(folder)]
+        return command_line.load(command_line.arguments().parse_args(given), {}, {})[1]
+
+    other = Path(shutil.copytree(models / "dino", tmp_path / "dino"))
+    known = settings(models / "dino")
+    assert settings(other) == known
+    (other / "README.md").write_text("my notes")
+    (other / "pytorch_model.bin").write_bytes(b"the same weights in a form that is not read")
+    assert settings(other) == known
+    weights = load_file(other / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    tuned = settings(other)
+    assert tuned != known and tuned["dino"][0] == known["dino"][0] == "dino"
+    processor = other / "preprocessor_config.json"
+    processor.write_text(processor.read_text().replace(f'"height": {SIDE}', f'"height": {SIDE + 8}'))
+    assert settings(other) not in (known, tuned), "pictures are read otherwise"
 
 
 def test_other_models_and_foreign_files_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from mmdiff_model.host import use_comfyui  # noqa: E402
 
 RESULTS_FILE, LOCK_FILE = "results.jsonl", ".evaluate.lock"
 FAILED, STOPPED = 1, 3
+UNREAD = {".h5", ".msgpack", ".ot", ".md"}  # weights for other programs, and texts
 
 
 def main() -> int:
@@ -140,7 +141,8 @@ def paint(options: argparse.Namespace, references: dict[str, list[Path]], words:
 
     if options.workflow is None:
         raise ValueError("workflow: --server paints with a workflow. Give its file with --workflow.")
-    subjects = [tuple(name.split(BETWEEN)) for name in options.subjects or references]
+    chosen = options.subjects or references
+    subjects = [(name,) if name in references else tuple(name.split(BETWEEN)) for name in chosen]
     named = {subject for group in subjects for subject in group}
     if unknown := sorted(named - references.keys()):
         raise ValueError(f"subjects: the references have no '{unknown[0]}', only {', '.join(references)}.")
@@ -166,7 +168,7 @@ def load(
     from mmdiff_model.evaluation.boxes import load_boxes
     from mmdiff_model.evaluation.encoders import load_clip, load_dino, load_dinov2
     from mmdiff_model.evaluation.figures import Models
-    from mmdiff_model.evaluation.folder import Judges
+    from mmdiff_model.evaluation.folder import Judges, digest
     from mmdiff_model.evaluation.recogniser import load_recogniser
     from mmdiff_model.faces import load_face_analysis
 
@@ -203,11 +205,15 @@ def load(
         words if options.boxes else {},
     )
     names = {role: folder.name for role, folder in folders.items()}
-    sizes = {
-        role: [folder.name, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())]
-        for role, folder in folders.items()
-    }
-    return judges, sizes, names
+    settings = {role: [folder.name, digest(files_of(folder))] for role, folder in folders.items()}
+    return judges, settings, names
+
+
+def files_of(model: Path) -> list[Path]:
+    """What a model's folder is known by: its weights, once where they lie there in two forms, and its settings."""
+    unread = UNREAD | ({".bin"} if any(model.glob("model*.safetensors")) else set())
+    files = (path for path in sorted(model.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return [path for path in files if path.suffix not in unread]
 
 
 def measure(

@@ -34,8 +34,11 @@ class PictureFile:
 
     @property
     def stamp(self) -> list[int]:
-        """Size and time: another picture of the same name has another."""
-        status = self.path.stat()
+        """Size and time: another picture of the same name has another, and one that is gone has none."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return []
         return [status.st_size, status.st_mtime_ns]
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .cases import PictureFile, read_picture
+from .cases import BETWEEN, PictureFile, read_picture
 from .figures import Case, Models, measure
 from .matching import FaceMatcher, reference_faces, unseen_faces
 from .recogniser import Recogniser
@@ -21,6 +21,7 @@ from .similarity import plain_prompt
 
 BATCH = 16
 READERS = 2
+PART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,10 @@ class Judges:
             self._known[subject] = self._read(subject)
         return self._known[subject]
 
-    def references_stamp(self, subjects: Sequence[str]) -> str:
-        """Differs where a subject's photos, unseen photo or word do."""
-        parts = []
-        for subject in subjects:
-            unseen = [self.unseen[subject]] if subject in self.unseen else []
-            files = [*self.references[subject], *unseen]
-            parts.append([[path.name, path.stat().st_size] for path in files] + [self.words.get(subject)])
+    def references_stamp(self, subject: str) -> str:
+        """Differs where the content of the subject's photos or of its unseen photo does, or its word."""
+        photos, unseen = self.references[subject], [self.unseen[subject]] if subject in self.unseen else []
+        parts = [digest(photos), digest(unseen), self.words.get(subject)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def case(self, file: PictureFile, picture: Tensor) -> Case:
@@ -112,47 +110,73 @@ def measure_folder(
 
     Raises ValueError: a subject's photos. OSError: a full disk; what was measured before stays.
     """
-    stamps = {subjects: judges.references_stamp(subjects) for subjects in {file.subjects for file in files}}
-    missing = [file for file in files if results.get(file, stamps[file.subjects]) is None]
+    subjects = dict.fromkeys(subject for file in files for subject in file.subjects)
+    stamps = {subject: judges.references_stamp(subject) for subject in subjects}
+    references = {file: BETWEEN.join(stamps[subject] for subject in file.subjects) for file in files}
+    missing = [file for file in files if results.get(file, references[file]) is None]
     if len(missing) < len(files):
         say(f"{len(files) - len(missing)} of {len(files)} pictures were measured before.")
     for file in missing:
         for subject in file.subjects:
             judges.known(subject)  # what is wrong with a subject's photos is said before hours of work
-    bad: list[str] = []
+    bad: dict[PictureFile, str] = {}
     start, done = time.monotonic(), 0
-    for batch, pictures in in_batches(missing):
-        read = [(file, picture) for file, picture in zip(batch, pictures, strict=True) if isinstance(picture, Tensor)]
-        bad += [str(error) for error in pictures if isinstance(error, ValueError)]
-        figures = measure(judges.models, [judges.case(file, picture) for file, picture in read])
+    for batch in in_batches(missing):
+        good = [read for read in batch if isinstance(read.picture, Tensor)]
+        bad |= {read.file: str(read.picture) for read in batch if isinstance(read.picture, ValueError)}
+        figures = measure(judges.models, [judges.case(read.file, read.picture) for read in good])
         results.add(
             [
-                Measured.of(file, stamps[file.subjects], of_picture)
-                for (file, _), of_picture in zip(read, figures, strict=True)
+                Measured.of(read.file, read.stamp, references[read.file], of_picture)
+                for read, of_picture in zip(good, figures, strict=True)
             ]
         )
         done += len(batch)
         say(progress(done, len(missing), time.monotonic() - start))
-    lines = (results.get(file, stamps[file.subjects]) for file in files if file.path.exists())
-    return Run([line for line in lines if line is not None], bad)
+    lines = {file: results.get(file, references[file]) for file in files}
+    meanwhile = "was replaced or removed meanwhile. Run the same command again."
+    bad = {file: f"{file.path} {meanwhile}" for file, line in lines.items() if line is None} | bad
+    return Run([line for line in lines.values() if line is not None], list(bad.values()))
 
 
-def in_batches(files: Sequence[PictureFile]) -> Iterator[tuple[Sequence[PictureFile], list[Tensor | ValueError]]]:
-    """Batches with their pictures, or what is wrong with one; the next batch is read while this one is measured."""
+@dataclass(frozen=True)
+class Read:
+    """A picture, or what is wrong with it, and its file's stamp of before it was read."""
 
-    def read(file: PictureFile) -> Tensor | ValueError:
+    file: PictureFile
+    stamp: list[int]
+    picture: Tensor | ValueError
+
+
+def in_batches(files: Sequence[PictureFile]) -> Iterator[list[Read]]:
+    """Batches of pictures; the next one is read while this one is measured."""
+
+    def read(file: PictureFile) -> Read:
+        stamp = file.stamp
         try:
-            return read_picture(file.path)
+            return Read(file, stamp, read_picture(file.path))
         except ValueError as error:
-            return error
+            return Read(file, stamp, error)
 
     batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
     with ThreadPoolExecutor(READERS) as readers:
         coming = [readers.submit(read, file) for file in batches[0]] if batches else []
-        for number, batch in enumerate(batches, start=1):
-            pictures = [future.result() for future in coming]
+        for number in range(1, len(batches) + 1):
+            batch = [future.result() for future in coming]
             coming = [readers.submit(read, file) for file in batches[number]] if number < len(batches) else []
-            yield batch, pictures
+            yield batch
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """16 hex digits of the files' contents, in their order."""
+    whole = hashlib.sha256()
+    for path in paths:
+        of_file = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(PART):
+                of_file.update(part)
+        whole.update(of_file.digest())
+    return whole.hexdigest()[:16]
 
 
 def progress(done: int, total: int, seconds: float) -> str:

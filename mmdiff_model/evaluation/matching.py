@@ -101,7 +101,10 @@ def face_cosines(vectors: np.ndarray, references: Sequence[np.ndarray]) -> np.nd
 
 
 def match_faces(cosines: np.ndarray, boxes: Sequence[Box]) -> FaceMatch:
-    """A table of cosines (faces, subjects) and the faces' boxes -> FastComposer's matches, at least 0."""
+    """A table of cosines (faces, subjects) and the faces' boxes -> matches of at least 0.
+
+    As FastComposer's multi_object_evaluation.py matches, but among all faces, and a subject without one has 0.
+    """
     matches = greedy_match(cosines)
     return FaceMatch(
         tuple(0.0 if face is None else max(0.0, float(cosines[face, i])) for i, face in enumerate(matches)),

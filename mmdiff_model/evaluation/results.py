@@ -16,7 +16,7 @@ FORMAT, FORMAT_VERSION = "mmdiff_evaluation_pictures", 1
 class Measured:
     """A picture's line: its name, what it was, and its Figures but for the boxes.
 
-    references: what it was compared with, as `references_stamp` has it.
+    stamp: the picture's when it was read. references: what it was compared with, each subject's `references_stamp`.
     """
 
     picture: str
@@ -29,11 +29,11 @@ class Measured:
     swaps: dict[str, list[list[float] | None]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, file: PictureFile, references: str, figures: Figures) -> "Measured":
+    def of(cls, file: PictureFile, stamp: list[int], references: str, figures: Figures) -> "Measured":
         scores = [[metric, subject, value] for (metric, subject), value in figures.scores.items()]
         return cls(
             file.name,
-            file.stamp,
+            stamp,
             list(file.subjects),
             file.prompt,
             references,
