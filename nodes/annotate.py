@@ -98,7 +98,7 @@ class MMDiffAnnotate(io.ComfyNode):
                 with writing("name", folder / names[number]):
                     if isinstance(result, Rejected):
                         logger.warning("MM-Diff: picture %d passed over: %s", start + number + 1, result)
-                        (folder / f"{names[number]}.json").unlink(missing_ok=True)  # of an earlier run
+                        writer.remove(names[number])  # of an earlier run
                     else:
                         writer.write(result)
                 results.append(result)

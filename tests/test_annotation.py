@@ -1,9 +1,13 @@
 """Annotation: real transformers models with tiny weights; filters and formats on scenes whose truth is known."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
+from mmdiff_model.annotation import writers
 from mmdiff_model.annotation.annotator import Annotator
 from mmdiff_model.annotation.captioner import Captioner
 from mmdiff_model.annotation.detector import Detector
@@ -19,6 +24,7 @@ from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, MODELS, SEGMENT
 from mmdiff_model.annotation.journal import WRITTEN, Journal
 from mmdiff_model.annotation.pictures import list_pictures, read_caption, read_picture, record_name
 from mmdiff_model.annotation.segmenter import Segmenter
+from mmdiff_model.annotation.share import lock_share
 from mmdiff_model.annotation.sheet import draw_sheet
 from mmdiff_model.annotation.words import NO_WORD, Box, Rejected
 from mmdiff_model.annotation.writers import FolderWriter, ShardWriter, names_in
@@ -428,6 +434,102 @@ def test_a_shard_that_was_cut_off_keeps_its_whole_records(tmp_path, cut):
         assert all(member.isfile() for member in archive)
 
 
+def two_records() -> tuple[Record, Record]:
+    """Of one name: another caption, other words and another map."""
+    one, other = annotate([scene.caption for scene in SCENES])[:2]
+    return one, replace(other, name=one.name)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process of its own")
+@pytest.mark.parametrize("ending", [".npy", ".json"])
+def test_a_record_that_a_kill_leaves_half_replaced_is_no_record(tmp_path, ending):
+    old, new = two_records()
+    writer = FolderWriter(tmp_path)
+    writer.write(old)
+    if not (child := os.fork()):
+        rename = os.replace
+
+        def kill_before(source, target):
+            if Path(target).suffix == ending:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+
+        os.replace = kill_before
+        writer.write(new)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert names_in(tmp_path) == set()
+    writer.write(new)
+    record = Records.open([tmp_path]).read(0)
+    assert record.caption == new.caption and np.array_equal(record.segments[0].mask, new.segments[0].mask)
+
+
+def test_a_full_disk_keeps_a_record_that_is_written_again(tmp_path, monkeypatch):
+    old, new = two_records()
+    FolderWriter(tmp_path).write(old)
+
+    def full(content, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writers, "store", full)
+    FolderWriter(tmp_path).write(old)
+    assert names_in(tmp_path) == {old.name}
+    with pytest.raises(OSError, match="No space left"):
+        FolderWriter(tmp_path).write(new)
+    assert names_in(tmp_path) == set()
+
+
+def test_a_shard_that_is_renamed_while_shards_are_listed_is_seen(tmp_path, monkeypatch):
+    writer = ShardWriter(tmp_path, 100)
+    writer.write(annotate([scene.caption for scene in SCENES])[0])
+    listed = writers.partials
+
+    def rename_first(folder):
+        writer.close()
+        return listed(folder)
+
+    monkeypatch.setattr(writers, "partials", rename_first)
+    assert names_in(tmp_path) == {"scene_0"}
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A power cut may lose what was not flushed, and keep a rename."""
+    flushed, fsync, rename = {}, os.fsync, os.replace
+
+    def note(handle):
+        fsync(handle)
+        flushed[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def check(source, target):
+        assert flushed.get(os.stat(source).st_ino) == os.stat(source).st_size
+        flushed.clear()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", check)
+    writer = ShardWriter(tmp_path, 100)
+    writer.write(annotate([scene.caption for scene in SCENES])[0])
+    writer.close()
+    assert tmp_path.stat().st_ino in flushed, "the rename is flushed too"
+
+
+def test_a_share_is_not_taken_from_a_process_that_is_at_work(tmp_path):
+    """Of two processes the first has ended: what the second does falls to a single one only when that has ended too."""
+    lock_share(tmp_path, 0, 2)()
+    second = lock_share(tmp_path, 1, 2)
+    with pytest.raises(BlockingIOError):
+        lock_share(tmp_path, 0, 1)
+    lock_share(tmp_path, 0, 2)()
+    second()
+    (tmp_path / ".annotate-old.lock").touch()
+    alone = lock_share(tmp_path, 0, 1)
+    for rank in (0, 1):
+        with pytest.raises(BlockingIOError):
+            lock_share(tmp_path, rank, 2)
+    alone()
+    lock_share(tmp_path, 1, 2)()
+
+
 def test_a_shard_of_another_living_process_is_left_alone(tmp_path):
     records = annotate([scene.caption for scene in SCENES])
     one, two = ShardWriter(tmp_path, 100, 0, 2), ShardWriter(tmp_path, 100, 1, 2)
@@ -441,6 +543,18 @@ def test_a_shard_of_another_living_process_is_left_alone(tmp_path):
     assert names_in(tmp_path) == {"scene_0", "scene_1", "scene_2"} and len(Records.open([tmp_path])) == 3
 
 
+def test_pictures_that_have_a_record_by_now_were_not_passed_over(tmp_path):
+    """Found by mending a picture that a second process could not read, and going on with one."""
+    Journal(tmp_path, "aa", 1).add("a b.jpg", "unreadable picture")
+    Journal(tmp_path, "aa", 1).add("c.jpg", "unreadable picture")
+    journal = Journal(tmp_path, "aa", 0)
+    journal.add("a b.jpg", WRITTEN, "dog")
+    journal.add("c.jpg", "no box, or none")
+    assert journal.passed_over(set()) == {"c.jpg": "no box, or none"}, "its own journal is the later one"
+    other = Journal(tmp_path, "aa", 2)
+    assert other.passed_over({record_name(Path("a b.jpg"))}) == {"c.jpg": "unreadable picture"}
+
+
 def test_the_journal_forgets_the_line_that_was_cut_off(tmp_path):
     journal = Journal(tmp_path, "aa")
     journal.add("a.jpg", "no box, or none", caption='he said "hi"\nand left')
@@ -449,16 +563,16 @@ def test_the_journal_forgets_the_line_that_was_cut_off(tmp_path):
         file.write(b"c.jpg,aa,no bo")
     again = Journal(tmp_path, "aa")
     again.add("d.jpg", "no box, or none")
-    assert again.passed_over() == {"a.jpg": "no box, or none", "d.jpg": "no box, or none"}
-    assert Journal(tmp_path, "bb").passed_over() == {}  # other words: all of them are tried again
+    assert again.passed_over(()) == {"a.jpg": "no box, or none", "d.jpg": "no box, or none"}
+    assert Journal(tmp_path, "bb").passed_over(()) == {}  # other words: all of them are tried again
     assert [row["caption"] for row in again.rows()][0] == 'he said "hi" and left'
-    assert Journal(tmp_path, "aa", 1).passed_over() == again.passed_over()
+    assert Journal(tmp_path, "aa", 1).passed_over(()) == again.passed_over(())
 
 
 def test_a_start_empties_no_journal(tmp_path, monkeypatch):
     Journal(tmp_path, "aa").add("a.jpg", "no box, or none")
     monkeypatch.setattr(Path, "write_bytes", lambda path, _: path.open("wb").close())  # as a kill leaves it
-    assert Journal(tmp_path, "aa").passed_over() == {"a.jpg": "no box, or none"}
+    assert Journal(tmp_path, "aa").passed_over(()) == {"a.jpg": "no box, or none"}
 
 
 def test_the_sheet_shows_masks_words_and_reasons():

@@ -69,23 +69,22 @@ def annotate(options: argparse.Namespace) -> int:
     from mmdiff_model.annotation.annotator import Annotator
     from mmdiff_model.annotation.journal import Journal
     from mmdiff_model.annotation.pictures import RETRIED, list_pictures, record_name
-    from mmdiff_model.annotation.share import Share
+    from mmdiff_model.annotation.share import Share, lock_share
     from mmdiff_model.annotation.sheet import draw_sheet
     from mmdiff_model.annotation.words import parse_words
     from mmdiff_model.annotation.writers import FolderWriter, ShardWriter, names_in
-    from mmdiff_model.files import lock
 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     files = list_pictures(options.pictures, options.output)
     words = parse_words(options.words)
     places = options.models or [find_comfyui() / "models" / FOLDER]
-    give_back = lock(options.output / f".annotate-{rank}.lock")
+    give_back = lock_share(options.output, rank, ranks)
     writer = FolderWriter(options.output)
     if options.shards:
         writer = ShardWriter(options.output, options.shards, rank, ranks)
     journal = Journal(options.output, settings_of(options, words, places), rank)
     done = names_in(options.output)
-    passed = {file for file, reason in journal.passed_over().items() if reason not in RETRIED}
+    passed = {file for file, reason in journal.passed_over(done).items() if reason not in RETRIED}
     own = [file for file in files[rank::ranks] if record_name(file) not in done and file.as_posix() not in passed]
     print(f"{len(files)} pictures, {len(own)} of them left for process {rank + 1} of {ranks}", flush=True)
     share = None
@@ -103,23 +102,23 @@ def annotate(options: argparse.Namespace) -> int:
         if rank == 0 and share.shown:
             draw_sheet(*zip(*share.shown, strict=True)).save(options.output / SHEET)
     give_back()
-    found = summary(options.output, len(names_in(options.output)), journal, share, words)
+    found = summary(options.output, names_in(options.output), journal, share, words)
     return FINISHED if found or ranks > 1 else FAILED  # what fails, ends the other processes
 
 
-def summary(output: Path, records: int, journal, share, words: tuple[str, ...]) -> bool:
+def summary(output: Path, records: set[str], journal, share, words: tuple[str, ...]) -> bool:
     """Says what is in the output folder, and whether there is anything."""
     for word in words if share else ():
         if not share.words[word.lower()]:
             print(f"warning: --words: none of these {len(share.files)} pictures gave a record of '{word}'")
-    for reason, count in Counter(journal.passed_over().values()).most_common():
+    for reason, count in Counter(journal.passed_over(records).values()).most_common():
         print(f"passed over: {count} x {reason}")
-    print(f"{records} records in {output}. What became of each picture is in {journal.path.name}.")
+    print(f"{len(records)} records in {output}. What became of each picture is in {journal.path.name}.")
     if not records:
         print(
             "error: no picture gave a record. Look at the captions in the table, and choose --words that stand in them."
         )
-    return records > 0
+    return bool(records)
 
 
 class Progress:

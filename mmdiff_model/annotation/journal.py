@@ -3,8 +3,10 @@
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
+
+from .pictures import record_name
 
 COLUMNS = "picture", "settings", "outcome", "words", "caption"
 WRITTEN = "written"
@@ -31,16 +33,19 @@ class Journal:
         with self.path.open("ab", buffering=0) as file:
             file.write(line.getvalue().encode("utf-8", "surrogateescape"))
 
-    def passed_over(self) -> dict[str, str]:
-        """Why each picture gave no record with these settings, in the journals of all processes."""
-        last: dict[str, str] = {}
-        for row in self.rows():
-            if row["settings"] == self.settings:
-                last[row["picture"]] = row["outcome"]
-        return {picture: outcome for picture, outcome in last.items() if outcome != WRITTEN}
+    def passed_over(self, done: Container[str]) -> dict[str, str]:
+        """Why each picture gave no record with these settings, in the journals of all processes; `done` has the names
+        of the records that are there."""
+        last = {row["picture"]: row["outcome"] for row in self.rows() if row["settings"] == self.settings}
+        return {
+            picture: outcome
+            for picture, outcome in last.items()
+            if outcome != WRITTEN and record_name(Path(picture)) not in done
+        }
 
     def rows(self) -> Iterator[dict[str, str]]:
-        for path in sorted(self.folder.glob("annotation_*.csv")):
+        """The own process's come last: it has seen again what others had passed over before."""
+        for path in sorted(self.folder.glob("annotation_*.csv"), key=lambda path: (path == self.path, path)):
             text = whole_lines(path).decode("utf-8", "surrogateescape")
             for row in csv.DictReader(io.StringIO(text)):
                 if None not in row.values():

@@ -1,15 +1,18 @@
 """One process's share of a folder, batch by batch: pictures are read ahead, results kept as soon as they are there."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..files import lock
 from ..training.records import Record
 from .annotator import Annotator
 from .journal import WRITTEN, Journal
@@ -18,6 +21,21 @@ from .words import Rejected
 
 READERS = 4
 SHOWN = 64
+LOCK, LOCKS = ".annotate-{}.lock", re.compile(r"\.annotate-(\d+)\.lock")
+
+
+def lock_share(folder: Path, rank: int, ranks: int) -> Callable[[], None]:
+    """Takes an output folder for one process of `ranks` -> what gives it back; the end of the process does so too.
+
+    With its own rank's lock go those of ranks that an earlier run had and whose work falls to it. Raises
+    BlockingIOError where a process of such a rank is still at work, ValueError where the folder cannot be written.
+    """
+    earlier = {int(found[1]) for path in folder.glob(LOCK.format("*")) if (found := LOCKS.fullmatch(path.name))}
+    with ExitStack() as taken:
+        for number in sorted(earlier | {rank}):
+            if number % ranks == rank:
+                taken.callback(lock(folder / LOCK.format(number)))
+        return taken.pop_all().close
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import write_whole
+from ..files import flush_folder, write_whole
 from ..training.records import Record
 
 PARTIAL, SHARD = ".partial", "records"
@@ -43,7 +43,7 @@ def names_in(folder: Path) -> set[str]:
     names = {file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.json")}
     while True:
         try:
-            shards = [*folder.glob(f"{SHARD}-*.tar"), *partials(folder)]
+            shards = [*partials(folder), *folder.glob(f"{SHARD}-*.tar")]  # else a rename meanwhile hides one
             return names.union(name for path in shards for name, _ in whole_records(path))
         except FileNotFoundError:  # another process has just finished that shard
             continue
@@ -56,9 +56,20 @@ class FolderWriter:
         self.folder = folder
 
     def write(self, record: Record) -> None:
-        """Raises OSError; what is there then is no record."""
-        for ending, content in record_files(record).items():
-            write_whole(self.folder / f"{record.name}{ending}", partial(store, content))
+        """Raises OSError; what is there then, or after a kill, is no record or a whole one."""
+        files = {self.folder / f"{record.name}{ending}": content for ending, content in record_files(record).items()}
+        if all(path.is_file() and path.read_bytes() == content for path, content in files.items()):
+            return
+        self.remove(record.name)
+        for path, content in files.items():
+            write_whole(path, partial(store, content))
+
+    def remove(self, name: str) -> None:
+        """Takes a record away where there is one: its other files are no record without the annotation."""
+        annotation = self.folder / f"{name}.json"
+        with suppress(FileNotFoundError):
+            annotation.unlink()
+            flush_folder(annotation.parent)
 
     def close(self) -> None:
         """Every record is whole already."""
@@ -67,7 +78,8 @@ class FolderWriter:
 class ShardWriter:
     """Records in WebDataset's .tar shards of `size` records: one is a hidden .partial until it is full or closed.
 
-    rank, ranks: of this process. It finishes what dead processes of its rank, or of ranks that are no more, have left.
+    rank, ranks: of this process. It finishes what dead processes of its rank, or of ranks that are no more, have left:
+    whoever makes one holds the locks of `lock_share`.
     """
 
     def __init__(self, folder: Path, size: int, rank: int = 0, ranks: int = 1):
@@ -144,7 +156,7 @@ def whole_records(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def finish(path: Path) -> None:
-    """Makes a .tar of a partial shard's whole records."""
+    """Makes a .tar of a partial shard's whole records, which a power cut leaves whole."""
     ends = [end for _, end in whole_records(path)]
     if not ends:
         path.unlink()
@@ -153,4 +165,7 @@ def finish(path: Path) -> None:
         file.truncate(ends[-1])
         file.seek(ends[-1])
         file.write(bytes(2 * tarfile.BLOCKSIZE))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(path, path.with_name(path.name.removeprefix(".").removesuffix(PARTIAL)))
+    flush_folder(path.parent)
