@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import evaluate
 from comfy_client import Client, ServerError
 from evaluation_models import ASTRONAUT, MIRRORED
 from mmdiff_model.evaluation.cases import pictures_in, read_pictures
@@ -18,6 +19,7 @@ pytest_plugins = ["live_fixtures"]
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 GONE = Client("http://127.0.0.1:9")
 WORDS = {"anna": "woman", "bob": "man"}
+HALF = {"upscale_method": "area", "scale_by": 0.5}
 PAIR = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "old"}},
     "2": {"class_type": "LoadImage", "inputs": {"image": "old"}},
@@ -29,7 +31,8 @@ PAIR = {
         "inputs": {"positive": "old", "subjects.subject_2": ["5", 0], "subjects.subject_1": ["3", 0]},
     },
     "7": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["6", 0]}},
-    "8": {"class_type": "RandomNoise", "inputs": {"noise_seed": ["7", 0]}},
+    "8": {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}},
+    "9": {"class_type": "KSampler", "inputs": {"seed": ["8", 0], "values": []}},
 }
 
 
@@ -62,7 +65,7 @@ def test_a_workflow_is_filled_at_its_parts(tmp_path):
     filled = workflow.fill(Work("x", "a man<|subj|>", "a man", ("bob", "anna"), 9), ["bob.png", "anna.png"])
     assert filled["6"]["inputs"]["positive"] == "a man<|subj|>"
     assert (filled["1"]["inputs"]["image"], filled["2"]["inputs"]["image"]) == ("bob.png", "anna.png")
-    assert filled["7"]["inputs"]["seed"] == 9 and filled["8"]["inputs"]["noise_seed"] == ["7", 0]
+    assert filled["7"]["inputs"]["seed"] == 9 and filled["8"]["inputs"]["noise_seed"] == 9
     assert workflow.prompt == PAIR
 
 
@@ -79,6 +82,7 @@ def test_a_regions_mask_is_no_photo(tmp_path):
     [
         ({"6": {"class_type": "CLIPTextEncode", "inputs": {}}}, "it has 0 of MMDiffApply or MMDiffTextEncode"),
         ({"9": PAIR["6"]}, "it has 2 of MMDiffApply"),
+        ({"6": "a text"}, "pair.json is no workflow. Save or export one in ComfyUI"),
         (
             {"4": {"class_type": "MMDiffLoadSubject", "inputs": {}}},
             "each subject of its text must come from a Load Image",
@@ -91,6 +95,26 @@ def test_a_regions_mask_is_no_photo(tmp_path):
             "the masks of node 4 come from a file of their own",
         ),
         ({"6": {**PAIR["6"], "inputs": {**PAIR["6"]["inputs"], "positive": ["1", 0]}}}, "must be written in the node"),
+        ({"6": {**PAIR["6"], "inputs": {**PAIR["6"]["inputs"], "positive": None}}}, "must be written in the node"),
+        (
+            {
+                "7": {"class_type": "KSampler", "inputs": {"seed": ["11", 0], "model": ["6", 0]}},
+                "11": {"class_type": "PrimitiveInt", "inputs": {"value": 5}},
+            },
+            r"the seed of node 7 \(KSampler\) must be a whole number in the node itself, not linked to it",
+        ),
+        (
+            {
+                "7": {"class_type": "SamplerCustomAdvanced", "inputs": {"noise": ["8", 0], "guider": ["6", 0]}},
+                "8": {"class_type": "RandomNoise", "inputs": {"noise_seed": ["11", 0]}},
+                "11": {"class_type": "PrimitiveInt", "inputs": {"value": 5}},
+            },
+            r"the noise_seed of node 8 \(RandomNoise\) must be a whole number",
+        ),
+        (
+            {"7": {"class_type": "SamplerCustom", "inputs": {"model": ["6", 0]}}},
+            "nothing that its pictures come from has a seed or noise_seed, so all --seeds would give one picture",
+        ),
     ],
 )
 def test_workflows_that_cannot_be_filled_are_named(tmp_path, change, message):
@@ -101,15 +125,60 @@ def test_workflows_that_cannot_be_filled_are_named(tmp_path, change, message):
 
 def test_what_was_painted_otherwise_is_not_taken_for_this(tmp_path):
     workflow = Workflow(PAIR, "6", (("1",),))
+    references = {name: [tmp_path / f"{name}.png"] for name in WORDS}
+    for [photo] in references.values():
+        Image.new("RGB", (8, 8)).save(photo)
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "000_01.png").write_bytes(b"a picture")
     (tmp_path / "anna" / "000_01.txt").write_text("a woman in the snow")
     with pytest.raises(ValueError, match="was painted for 'a woman in the snow', not for 'a woman'"):
-        paint_all(tmp_path, [work()], workflow, {}, GONE, print)
+        paint_all(tmp_path, [work()], workflow, references, GONE, print)
     with pytest.raises(ValueError, match="was painted with another workflow"):
-        paint_all(tmp_path, [], Workflow({}, "6", (("1",),)), {}, GONE, print)
+        paint_all(tmp_path, [], Workflow({}, "6", (("1",),)), references, GONE, print)
     with pytest.raises(ValueError, match=r"^workflow: it has 1 subject\(s\), and anna\+bob needs 2"):
-        paint_all(tmp_path, [work(subjects=("anna", "bob"))], workflow, {}, GONE, print)
+        paint_all(tmp_path, [work(subjects=("anna", "bob"))], workflow, references, GONE, print)
+
+
+def test_another_first_photo_of_a_subject_is_another_plan(tmp_path):
+    workflow, photos = Workflow(PAIR, "6", (("1",),)), tmp_path / "references"
+    photos.mkdir()
+    for name, colour in {"anna": "red", "bob": "blue", "0": "green"}.items():
+        Image.new("RGB", (8, 8), colour).save(photos / f"{name}.bmp")
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "000_01.png").write_bytes(b"a picture")
+    (tmp_path / "anna" / "000_01.txt").write_text("a woman")
+
+    def paint(*names: str) -> None:
+        paint_all(tmp_path, [work()], workflow, {"anna": [photos / f"{name}.bmp" for name in names]}, GONE, print)
+
+    paint("anna")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    paint_all(tmp_path, [], workflow, {}, GONE, print)
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan, "other subjects' photos stay noted"
+    paint("anna", "bob")
+    with pytest.raises(ValueError, match=r"^pictures: .* was painted with another photo of anna than .*0.bmp. Choose"):
+        paint("0", "anna")
+    (photos / "anna.bmp").write_bytes((photos / "bob.bmp").read_bytes())
+    with pytest.raises(ValueError, match=r"another photo of anna than .*anna.bmp. Choose another"):
+        paint("anna")
+    del plan["photos"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))  # as an older version left it
+    paint("anna")
+    with pytest.raises(ValueError, match="another photo of anna"):
+        paint("0")
+
+
+def test_a_subject_whose_name_has_a_plus_is_one_subject(tmp_path):
+    photo, workflow, prompts = (tmp_path / name for name in ("photo.png", "one.json", "prompts.txt"))
+    Image.new("RGB", (8, 8)).save(photo)
+    apply = {"class_type": "MMDiffApply", "inputs": {"positive": "old", "subjects.subject_1": ["3", 0]}}
+    workflow.write_text(json.dumps({**{number: PAIR[number] for number in "137"}, "6": apply}))
+    prompts.write_text("a {}")
+    places = ["--pictures", str(tmp_path / "pictures"), "--references", str(tmp_path)]
+    given = [*places, "--server", GONE.url, "--workflow", str(workflow), "--prompts", str(prompts)]
+    with pytest.raises(ServerError, match="does not answer"):
+        evaluate.paint(evaluate.arguments().parse_args(given), {"c+d": [photo]}, {"c+d": "cat"}, None)
+    assert list(json.loads((tmp_path / "pictures" / "plan.json").read_text())["photos"]) == ["c+d"]
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
@@ -173,7 +242,14 @@ def test_what_the_server_refuses_is_said(server, portrait, tmp_path):
     latent["inputs"]["batch_size"] = 2
     with pytest.raises(ServerError, match="^workflow: it saves 2 pictures for a seed"):
         paint("two")
+    latent["inputs"]["batch_size"] = 1
+    [photo] = [number for number, node in portrait.items() if node["class_type"] == "LoadImage"]
+    [decode] = [number for number, node in portrait.items() if node["class_type"] == "VAEDecode"]
+    unseeded = {**portrait, decode: {"class_type": "ImageScaleBy", "inputs": {"image": [photo, 0], **HALF}}}
+    two = list(plan([("anna",)], WORDS, lambda named: ["a {} in the snow"], 2))
+    with pytest.raises(ValueError, match=r"anna/000_01.png and anna/000_02.png came out alike in every pixel"):
+        paint_all(tmp_path / "alike", two, read(unseeded, tmp_path, client), references, client, print)
     latent["inputs"]["batch_size"] = 0
     with pytest.raises(ServerError, match="^server: .* did not paint: node .*EmptyLatentImage.*batch_size"):
         paint("refused")
-    assert not list(tmp_path.rglob("000_01.*"))
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("000_*.png")] == ["alike/anna/000_01.png"]

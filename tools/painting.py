@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from comfy_client import Client, Prompt, PromptError, ServerError
 from mmdiff_model.evaluation.cases import BETWEEN
@@ -96,8 +99,12 @@ def wait(client: Client, prompt_id: str) -> dict[str, Any]:
 
 def upload(client: Client, photo: Path) -> str:
     """Puts a photo into the input folder under a name made from its content -> the name that Load Image takes."""
-    name = hashlib.sha256(photo.read_bytes()).hexdigest()[:16] + photo.suffix.lower()
+    name = digest(photo.read_bytes()) + photo.suffix.lower()
     return client.upload(photo, name, subfolder="mmdiff_evaluation", overwrite="true")
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,8 @@ class Workflow:
         except (OSError, ValueError) as error:
             raise ValueError(f"workflow: {path} cannot be read: {error}.") from error
         prompt = to_api(saved, client.object_info()) if "nodes" in saved else saved
+        if not is_prompt(prompt):
+            raise ValueError(f"workflow: {path} is no workflow. Save or export one in ComfyUI.")
         texts = [number for number, node in prompt.items() if node["class_type"] in TEXT_NODES]
         if len(texts) != 1:
             raise ValueError(f"workflow: it has {len(texts)} of {' or '.join(TEXT_NODES)}, one is needed.")
@@ -126,8 +135,9 @@ class Workflow:
         photos = tuple(tuple(load_images(prompt, inputs[name][0])) for name in sockets)
         if not photos or not all(photos):
             raise ValueError("workflow: each subject of its text must come from a Load Image.")
-        if not isinstance(inputs["positive"], str):
+        if not isinstance(inputs.get("positive"), str):
             raise ValueError("workflow: the positive text must be written in the node itself, not linked to it.")
+        check_seeds(prompt, texts[0])
         return cls(prompt, texts[0], photos)
 
     def fill(self, work: Work, photos: Sequence[str]) -> Prompt:
@@ -140,6 +150,31 @@ class Workflow:
         for node in filled.values():
             node["inputs"] |= {name: work.seed for name in SEEDS if isinstance(node["inputs"].get(name), int)}
         return filled
+
+
+def is_prompt(saved: Any) -> bool:
+    return isinstance(saved, dict) and all(
+        isinstance(node, dict) and isinstance(node.get("inputs"), dict) and "class_type" in node
+        for node in saved.values()
+    )
+
+
+def check_seeds(prompt: Prompt, text: str) -> None:
+    """Raises ValueError where a seed of what the text's pictures come from is linked, or there is none."""
+    branches = (set(above(prompt, number)) for number in prompt)
+    painting = sorted(set().union(*(branch for branch in branches if text in branch)))
+    seeds = [(number, name) for number in painting for name in SEEDS if name in prompt[number]["inputs"]]
+    for number, name in seeds:
+        if not isinstance(prompt[number]["inputs"][name], int):
+            raise ValueError(
+                f"workflow: the {name} of node {number} ({prompt[number]['class_type']}) must be a whole number "
+                "in the node itself, not linked to it: each picture gets a seed of its own there."
+            )
+    if not seeds:
+        raise ValueError(
+            f"workflow: nothing that its pictures come from has a {' or '.join(SEEDS)}, so all --seeds would give one "
+            "picture. Paint with a sampler that has one, such as KSampler."
+        )
 
 
 def load_images(prompt: Prompt, number: str) -> Iterator[str]:
@@ -161,13 +196,17 @@ def above(prompt: Prompt, number: str) -> list[str]:
     seen: dict[str, None] = {}
     left = [number]
     while left:
-        if (number := left.pop()) in seen:
+        if (number := left.pop()) in seen or number not in prompt:
             continue
         seen[number] = None
         inputs = prompt[number]["inputs"]
         followed = FOLLOWED.get(prompt[number]["class_type"], inputs)
-        left += [inputs[name][0] for name in followed if isinstance(inputs.get(name), list)]
+        left += [inputs[name][0] for name in followed if is_link(inputs.get(name))]
     return list(seen)
+
+
+def is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def paint_all(
@@ -180,8 +219,8 @@ def paint_all(
 ) -> None:
     """Paints what the folder lacks, from the first photo of each subject. A picture's prompt lies beside it.
 
-    Raises ValueError: another plan has painted here, or another number of subjects. ServerError, OSError: the same
-    call goes on.
+    Raises ValueError: another plan has painted here, another number of subjects, or seeds that change nothing.
+    ServerError, OSError: the same call goes on.
     """
     for work in works:
         if len(work.subjects) != len(workflow.photos):
@@ -189,17 +228,22 @@ def paint_all(
                 f"workflow: it has {len(workflow.photos)} subject(s), and {BETWEEN.join(work.subjects)} needs "
                 f"{len(work.subjects)}. Choose another workflow, or other --subjects."
             )
-    check_plan(folder, workflow)
+    photos = {subject: references[subject][0] for work in works for subject in work.subjects}
+    check_plan(folder, workflow, photos)
     missing = [work for work in works if not is_painted(folder, work)]
     if len(missing) < len(works):
         say(f"{len(works) - len(missing)} of {len(works)} pictures were painted before.")
-    uploaded: dict[str, str] = {}
-    start = time.monotonic()
+    needed = dict.fromkeys(subject for work in missing for subject in work.subjects)
+    uploaded = {subject: upload(client, photos[subject]) for subject in needed}
+    start, before = time.monotonic(), None
     for done, work in enumerate(missing, start=1):
-        for subject in work.subjects:
-            if subject not in uploaded:
-                uploaded[subject] = upload(client, references[subject][0])
         picture = paint(client, workflow.fill(work, [uploaded[subject] for subject in work.subjects]))
+        if before and is_same(before, (work, picture)):
+            raise ValueError(
+                f"workflow: {before[0].name} and {work.name} came out alike in every pixel, so its seeds "
+                "change nothing. Look whether its sampler adds noise, and takes the noise from its seed."
+            )
+        before = work, picture
         path = folder / work.name
         write_whole(
             path.with_suffix(".txt"), lambda partial, work=work: partial.write_text(work.plain, encoding="utf-8")
@@ -208,6 +252,15 @@ def paint_all(
         seconds = (time.monotonic() - start) / done
         left = round(seconds * (len(missing) - done))
         say(f"painted {done} of {len(missing)}: {work.name}, {seconds:.1f} s each, {left // 60}:{left % 60:02} left")
+
+
+def is_same(one: tuple[Work, bytes], other: tuple[Work, bytes]) -> bool:
+    """Whether two seeds of one prompt have painted one picture. Its file may tell its seed."""
+    (first, picture), (second, another) = one, other
+    if first.seed == second.seed or (first.text, first.subjects) != (second.text, second.subjects):
+        return False
+    pixels = [Image.open(io.BytesIO(file)).convert("RGB").tobytes() for file in (picture, another)]
+    return pixels[0] == pixels[1]
 
 
 def is_painted(folder: Path, work: Work) -> bool:
@@ -224,13 +277,20 @@ def is_painted(folder: Path, work: Work) -> bool:
     return True
 
 
-def check_plan(folder: Path, workflow: Workflow) -> None:
-    """Raises ValueError where the folder's pictures come from another workflow."""
+def check_plan(folder: Path, workflow: Workflow, photos: dict[str, Path]) -> None:
+    """Notes what the folder's pictures come from, and what a plan of an older version lacks.
+
+    Raises ValueError where it is another workflow, or another photo of a subject.
+    """
     path = folder / PLAN_FILE
-    digest = hashlib.sha256(json.dumps(workflow.prompt, sort_keys=True).encode()).hexdigest()
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["workflow"] != digest:
-        raise ValueError(
-            f"pictures: {folder} was painted with another workflow or other settings of it. Choose another --pictures "
-            f"folder, or delete {path} to let both stand beside each other."
-        )
-    write_whole(path, lambda partial: partial.write_text(json.dumps({"workflow": digest}), encoding="utf-8"))
+    remedy = f"Choose another --pictures folder, or delete {path} to let both stand beside each other."
+    now = hashlib.sha256(json.dumps(workflow.prompt, sort_keys=True).encode()).hexdigest()
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"workflow": now}
+    if noted.get("workflow") != now:
+        raise ValueError(f"pictures: {folder} was painted with another workflow or other settings of it. {remedy}")
+    known = noted.setdefault("photos", {})
+    for subject, photo in photos.items():
+        content = digest(photo.read_bytes())
+        if known.setdefault(subject, content) != content:
+            raise ValueError(f"pictures: {folder} was painted with another photo of {subject} than {photo}. {remedy}")
+    write_whole(path, lambda partial: partial.write_text(json.dumps(noted), encoding="utf-8"))
