@@ -45,7 +45,7 @@ def pictures(tmp_path_factory) -> Path:
         place.with_suffix(".txt").write_text(scene.caption)
     (folder / "scene 00.txt").unlink()
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no more")
-    (folder / "empty.png").touch()
+    (folder / os.fsdecode(b"caf\xe9.png")).touch()
     (folder / "phone.heic").write_text("another format")
     return folder
 
@@ -72,7 +72,12 @@ def line(pictures: Path, models: Path, output: Path, *options: str, launch: tupl
     return [sys.executable, *launch, str(ROOT / "tools" / "annotate.py"), *places, *given, *options]
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONIOENCODING": "utf-8:strict",  # as in the locales of most people
+}
 
 
 def run(command: list[str], expected: int = FINISHED, limit: int | None = None) -> str:
@@ -104,14 +109,15 @@ def names(output: Path) -> list[str]:
 
 
 def rows(output: Path) -> list[dict[str, str]]:
-    return [row for file in sorted(output.glob("*.csv")) for row in csv.DictReader(file.open(encoding="utf-8"))]
+    files = (file.open(encoding="utf-8", errors="surrogateescape") for file in sorted(output.glob("*.csv")))
+    return [row for file in files for row in csv.DictReader(file)]
 
 
 def test_a_folder_becomes_records(command, tmp_path):
     printed = run(command("--batch", "4"))
     output = tmp_path / "out"
     assert f"{COUNT + 3} pictures, {COUNT + 3} of them left for process 1 of 1" in printed
-    for bad in ("broken.jpg", "empty.png", "phone.heic"):
+    for bad in ("broken.jpg", "caf\\udce9.png", "phone.heic"):
         assert f"passed over: {bad}: unreadable picture" in printed
     assert "passed over: 3 x unreadable picture" in printed
     found = names(output)
@@ -172,8 +178,9 @@ def test_two_processes_share_the_work(command, whole, tmp_path):
     assert len({row["picture"] for row in rows(tmp_path / "out")}) == len(rows(tmp_path / "out")) == COUNT + 3
 
 
-def test_an_output_that_is_in_use_is_left_alone(command, tmp_path):
-    give_back = lock(tmp_path / "out" / ".annotate-0.lock")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_output_that_is_in_use_is_left_alone(command, tmp_path, rank):
+    give_back = lock(tmp_path / "out" / f".annotate-{rank}.lock")
     printed = run(command(), FAILED)
     give_back()
     assert f"error: another process is writing to {tmp_path / 'out'}" in printed

@@ -434,6 +434,16 @@ def test_a_shard_that_was_cut_off_keeps_its_whole_records(tmp_path, cut):
         assert all(member.isfile() for member in archive)
 
 
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_a_folder_whose_name_is_no_text_has_records(tmp_path, kind):
+    name = os.fsdecode(b"caf\xe9/scene")
+    writer = FolderWriter(tmp_path) if kind == "folder" else ShardWriter(tmp_path, 4)
+    writer.write(replace(annotate([scene.caption for scene in SCENES])[0], name=name))
+    writer.close()
+    assert names_in(tmp_path) == {name}
+    assert_true(Records.open([tmp_path]).read(0), SCENES[0])
+
+
 def two_records() -> tuple[Record, Record]:
     """Of one name: another caption, other words and another map."""
     one, other = annotate([scene.caption for scene in SCENES])[:2]

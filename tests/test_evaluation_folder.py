@@ -34,6 +34,7 @@ from mmdiff_model.evaluation.published import ONE_SUBJECT, WARNING
 from mmdiff_model.evaluation.results import Measured, Results
 from mmdiff_model.evaluation.similarity import evaluate
 from mmdiff_model.evaluation.summary import between_photos, metric_scores, tables
+from mmdiff_model.evaluation.summary import save as write_summary
 from mmdiff_model.files import lock
 
 CLASSES = """Classes
@@ -335,6 +336,18 @@ def test_bad_pictures_are_named_and_passed_over(world, models, tmp_path):
     (world / "references" / "cat2" / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="bad.jpg cannot be read as a picture"):
         measure_folder(files_of(world), judges_of(world, models), Results(tmp_path / "more.jsonl", {}))
+
+
+def test_names_that_are_no_text_are_measured_once(world, models, tmp_path):
+    (world / "pictures" / "cat2").rename(world / "pictures" / os.fsdecode(b"caf\xe9"))
+    (world / "references" / "cat2").rename(world / "references" / os.fsdecode(b"caf\xe9"))
+    shutil.rmtree(world / "pictures" / "cat2+backpack_dog")
+    judges, said = judges_of(world, models), []
+    for _ in range(2):
+        done = measure_folder(files_of(world), judges, Results(tmp_path / "results.jsonl", {}), said.append)
+    assert said[-1] == "3 of 3 pictures were measured before."
+    write_summary(tmp_path, done.lines, tables(done.lines, [], dreambench=False), {})
+    assert "| caf\\udce9" in (tmp_path / "summary.md").read_text()
 
 
 # tables

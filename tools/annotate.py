@@ -44,6 +44,8 @@ def main() -> int:
     parser.add_argument("--batch", type=positive, default=8, help="pictures in one pass of a model")
     parser.add_argument("--shards", type=positive, metavar="N", help=".tar shards of N records instead of files")
     options = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names may be no text
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         return annotate(options)

@@ -25,6 +25,8 @@ UNREAD = {".h5", ".msgpack", ".ot", ".md"}  # weights for other programs, and te
 def main() -> int:
     """The exit status: 0, 1 for an error, 3 where Ctrl-C has stopped it."""
     options = arguments().parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names may be no text
     logging.basicConfig(format="%(message)s")
     try:
         use_comfyui()

@@ -34,7 +34,7 @@ def record_files(record: Record) -> dict[str, bytes]:
     return {
         ".jpg": picture.getvalue(),
         ".npy": numbers.getvalue(),
-        ".json": json.dumps(annotation, ensure_ascii=False).encode(),
+        ".json": json.dumps(annotation, ensure_ascii=False).encode(errors="backslashreplace"),  # JSON's own escapes
     }
 
 

@@ -72,7 +72,8 @@ class Results:
 
     def _append(self, lines: Sequence[str]) -> None:
         with self.path.open("ab") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+            content = "".join(f"{line}\n" for line in lines)
+            file.write(content.encode(errors="backslashreplace"))  # JSON's own escapes, of names that are no UTF-8
             file.flush()
             os.fsync(file.fileno())
 

@@ -124,5 +124,5 @@ def save(folder: Path, lines: Sequence[Measured], text: str, models: dict[str, s
         ],
     }
     whole = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "summary.json", lambda partial: partial.write_text(whole, encoding="utf-8"))
-    write_whole(folder / "summary.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(folder / "summary.json", lambda partial: partial.write_text(whole, "utf-8", "backslashreplace"))
+    write_whole(folder / "summary.md", lambda partial: partial.write_text(text, "utf-8", "backslashreplace"))
