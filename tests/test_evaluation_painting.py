@@ -28,7 +28,12 @@ PAIR = {
     "5": {"class_type": "MMDiffSubjectRegion", "inputs": {"subject": ["4", 0]}},
     "6": {
         "class_type": "MMDiffApply",
-        "inputs": {"positive": "old", "subjects.subject_2": ["5", 0], "subjects.subject_1": ["3", 0]},
+        "inputs": {
+            "positive": "old",
+            "subjects.subject_2": ["5", 0],
+            "subjects.subject_1": ["3", 0],
+            "subjects.subject_3": None,
+        },
     },
     "7": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["6", 0]}},
     "8": {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}},
@@ -69,6 +74,13 @@ def test_a_workflow_is_filled_at_its_parts(tmp_path):
     assert workflow.prompt == PAIR
 
 
+@pytest.mark.parametrize("saved", [5, "a text", [], {"prompt": PAIR}])
+def test_a_file_that_is_no_workflow_is_named(tmp_path, saved):
+    (tmp_path / "pair.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"^workflow: .*pair.json is no workflow. Save or export one in ComfyUI"):
+        Workflow.read(tmp_path / "pair.json", GONE)
+
+
 def test_a_regions_mask_is_no_photo(tmp_path):
     """Found by trying a mask that is painted in a file: it must stay as it is."""
     region = {"class_type": "MMDiffSubjectRegion", "inputs": {"subject": ["4", 0], "mask": ["10", 1]}}
@@ -82,7 +94,6 @@ def test_a_regions_mask_is_no_photo(tmp_path):
     [
         ({"6": {"class_type": "CLIPTextEncode", "inputs": {}}}, "it has 0 of MMDiffApply or MMDiffTextEncode"),
         ({"9": PAIR["6"]}, "it has 2 of MMDiffApply"),
-        ({"6": "a text"}, "pair.json is no workflow. Save or export one in ComfyUI"),
         (
             {"4": {"class_type": "MMDiffLoadSubject", "inputs": {}}},
             "each subject of its text must come from a Load Image",

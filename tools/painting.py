@@ -122,16 +122,15 @@ class Workflow:
             saved = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"workflow: {path} cannot be read: {error}.") from error
-        prompt = to_api(saved, client.object_info()) if "nodes" in saved else saved
+        prompt = to_api(saved, client.object_info()) if isinstance(saved, dict) and "nodes" in saved else saved
         if not is_prompt(prompt):
             raise ValueError(f"workflow: {path} is no workflow. Save or export one in ComfyUI.")
         texts = [number for number, node in prompt.items() if node["class_type"] in TEXT_NODES]
         if len(texts) != 1:
             raise ValueError(f"workflow: it has {len(texts)} of {' or '.join(TEXT_NODES)}, one is needed.")
         inputs = prompt[texts[0]]["inputs"]
-        sockets = sorted(
-            (name for name in inputs if name.startswith("subjects.")), key=lambda name: int(name.split("_")[-1])
-        )
+        linked = (name for name, value in inputs.items() if name.startswith("subjects.") and is_link(value))
+        sockets = sorted(linked, key=lambda name: int(name.split("_")[-1]))
         photos = tuple(tuple(load_images(prompt, inputs[name][0])) for name in sockets)
         if not photos or not all(photos):
             raise ValueError("workflow: each subject of its text must come from a Load Image.")
