@@ -1,8 +1,13 @@
 """Picture files: their endings, and their colours as a person sees them."""
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
+
+
+def as_seen(picture: Image.Image) -> Image.Image:
+    """A picture as a person sees it: turned as its EXIF says, RGB, on white where it is transparent."""
+    return rgb(ImageOps.exif_transpose(picture))
 
 
 def rgb(picture: Image.Image) -> Image.Image:

@@ -6,9 +6,10 @@ import comfy.model_management
 import comfy.sample
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..checkpoint import load_checkpoint
+from ..pictures import as_seen
 from ..sampling import apply_subjects
 from ..sampling.routing import AUTO
 from ..subject import encode_subject
@@ -46,6 +47,6 @@ def paint(samples: Samples, base: BaseModels, checkpoint: Path, size: int) -> Im
 
 
 def read_photo(path: Path) -> torch.Tensor:
-    """A photo as it is shown, (h, w, 3) in 0..1. Raises OSError."""
+    """A photo as a person sees it, (h, w, 3) in 0..1. Raises OSError."""
     with Image.open(path) as picture:
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB"))).float() / 255
+        return torch.from_numpy(np.array(as_seen(picture))).float() / 255
