@@ -4,9 +4,11 @@ The released code runs buffalo_l at 640 px, takes the first face and aligns it t
 pack: whatever has InsightFace's `get(bgr)`.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .digest import LENGTH
 from .subject import Face
 
 WHICH = LARGEST, FIRST, LEFT_TO_RIGHT = ("largest", "detector's first (as released)", "left to right")
@@ -25,6 +28,7 @@ PROVIDERS = {
     "CoreML": "CoreMLExecutionProvider",
 }
 
+MODELS = "detection", "recognition"
 CROP_SIZE = 224
 EMBEDDING_SIZE = 512
 DETECTION_SIZES = (640, 512, 384, 256)  # the released size, then smaller ones, which find faces that fill the photo
@@ -65,7 +69,7 @@ def load_face_analysis(root: Path, name: str, provider: str = "CPU") -> Any:
         analysis = FaceAnalysis(
             # a full path: InsightFace looks for a bare name in the working folder first, and downloads what it misses
             name=str(folder.resolve()),
-            allowed_modules=["detection", "recognition"],
+            allowed_modules=list(MODELS),
             providers=list(dict.fromkeys((PROVIDERS[provider], PROVIDERS["CPU"]))),
         )
     except AssertionError as error:
@@ -106,6 +110,24 @@ def largest_face(analysis: Any, photo: Tensor) -> Face | None:
     image = to_bgr(photo)
     found = find_faces(analysis, image)
     return _align(image, _choose(found, LARGEST, 1, "photo")) if found else None
+
+
+@dataclass(frozen=True)
+class FaceFinder:
+    """`largest_face` of an analysis."""
+
+    analysis: Any
+
+    def __call__(self, photo: Tensor) -> Face | None:
+        return largest_face(self.analysis, photo)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the two models' files; "unknown" where another pack's analysis does not say which."""
+        try:
+            files = [Path(self.analysis.models[task].model_file) for task in MODELS]
+        except (AttributeError, KeyError, TypeError):
+            return "unknown"
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:LENGTH]
 
 
 def find_faces(analysis: Any, image: np.ndarray) -> list:

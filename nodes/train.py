@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -28,6 +27,7 @@ SHOWN = {
     "choose another folder": "choose another name",
     "plan.batch_size on all processes": "batch_size",
     "plan.accumulation": "accumulation",
+    "data.size": "size",
     "plan.rate or another plan.precision": "learning_rate",
     "run the same command": "queue the workflow",
 }
@@ -154,10 +154,19 @@ class MMDiffTrain(io.ComfyNode):
             except comfy.model_management.InterruptProcessingException:
                 session.keep()
                 raise
-        plot = np.array(draw_losses(losses, settings.plan.steps))
+        plot = np.array(draw_losses(losses, max(settings.plan.steps, before)))
         plot = torch.from_numpy(plot).float()[None] / 255
         preview = ui.PreviewImage(plot, cls=cls).as_dict() | ui.PreviewText(told(before, settings.plan.steps)).as_dict()
         return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=preview)
+
+    @classmethod
+    def fingerprint_inputs(cls, data: str | None = None, name: str | None = None, **options) -> str:
+        """Also of what changes under the same names: the records, and a training's folder that was deleted."""
+        from ..mmdiff_model.training.records import Records
+        from ..mmdiff_model.training.session import CHECKPOINT_FILE
+
+        records = "" if data is None else Records.open([data_path(data)]).digest()
+        return f"{records} {name is not None and (output_folder(name) / CHECKPOINT_FILE).is_file()}"
 
     @classmethod
     def validate_inputs(cls, data=None, name=None, variant=None, face_analysis=NOT_CONNECTED) -> bool | str:
@@ -257,6 +266,6 @@ def face_finder(face_analysis, variant: str):
         return None
     if face_analysis is None:
         raise ValueError("face_analysis: a portrait training reads faces. Connect Load Face Analysis (MM-Diff).")
-    from ..mmdiff_model.faces import largest_face
+    from ..mmdiff_model.faces import FaceFinder
 
-    return partial(largest_face, face_analysis)
+    return FaceFinder(face_analysis)

@@ -20,6 +20,10 @@ class World:
     def __len__(self) -> int:
         return self.count
 
+    def digest(self) -> str:
+        """What tells these scenes from others."""
+        return f"{self.count} scenes of seed {self.seed}"
+
     def read(self, index: int) -> Record:
         """Scene `index`; each character's reference shows it in another pose."""
         scene = make_scene(self.seed, index)

@@ -1,8 +1,10 @@
 """Faces: the real InsightFace and onnxruntime on the small ONNX pack, from photo to identity vector and crop."""
 
 import logging
+import shutil
 import socket
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from mmdiff_model.faces import (
     FIRST,
     LARGEST,
     LEFT_TO_RIGHT,
+    FaceFinder,
     detect,
     find_faces,
     load_face_analysis,
@@ -209,6 +212,18 @@ def test_analysis_without_recognition_is_refused(root):
     detection_only.prepare(ctx_id=0, det_size=(640, 640))
     with pytest.raises(ValueError, match="face_analysis: its faces have no usable normed_embedding"):
         detect(detection_only, [as_photo(ASTRONAUT)])
+
+
+def test_a_finder_is_known_by_its_models_files(root, tmp_path, analysis):
+    digits = FaceFinder(analysis).fingerprint()
+    assert digits == FaceFinder(load_face_analysis(root, "buffalo_l")).fingerprint()
+    other = shutil.copytree(root / "models" / "buffalo_l", tmp_path / "models" / "other")
+    loaded = FaceFinder(load_face_analysis(tmp_path, "other"))
+    assert loaded.fingerprint() == digits
+    with (other / RECOGNITION_FILE).open("ab") as file:
+        file.write(b" ")
+    assert loaded.fingerprint() != digits
+    assert FaceFinder(SimpleNamespace(get=analysis.get)).fingerprint() == "unknown"
 
 
 def test_another_recogniser_is_warned_of(tmp_path, analysis, caplog):

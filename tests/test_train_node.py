@@ -1,5 +1,6 @@
 """Train MM-Diff in a live server: a data folder becomes a checkpoint; cancelling keeps it; the base stays as it was."""
 
+import shutil
 import sys
 import threading
 import time
@@ -7,6 +8,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from comfy.model_sampling import V_PREDICTION
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from PIL import Image
 
 from conftest import ROOT
@@ -16,7 +19,9 @@ from pictures import pixels
 sys.path.append(str(ROOT))
 
 from mmdiff_model.training.copies import copy_base  # noqa: E402
+from mmdiff_model.training.objective import check_sampling  # noqa: E402
 from mmdiff_model.training.plot import draw_losses  # noqa: E402
+from mmdiff_model.training.session import BaseModels  # noqa: E402
 from small_world.records import write_records  # noqa: E402
 from small_world.scenes import make_scene  # noqa: E402
 
@@ -132,6 +137,28 @@ def test_cancelling_keeps_what_was_trained_and_running_again_goes_on(server, rec
     ]
 
 
+@pytest.mark.live
+def test_a_name_goes_with_its_data(server, records):
+    """Other data, or records that were added, are neither trained on top nor answered with the old checkpoint."""
+    widgets = {"name": "dogs", "steps": 1, "data": "dogs"}
+    scenes = [make_scene(6, number) for number in range(10, 16)]
+    data, folder = server.folder / "input", server.folder / "output" / "mmdiff_training" / "dogs"
+    for name, chosen in {"dogs": scenes[:3], "cats": scenes[3:]}.items():
+        write_records(data / name, chosen)
+    server.run(graph(**widgets))
+    (folder / "log.csv").unlink()
+    assert server.run(graph(**widgets))["train"]["text"][0].startswith("This training was finished at step 1.")
+    shutil.rmtree(folder)
+    assert server.run(graph(**widgets))["train"]["text"] == ["Trained 1 steps."]
+    server.run(graph(**widgets))
+    write_records(data / "dogs", scenes[:4])
+    refused = r"was started with another data set than this one \(3 records .*, now {} records .* choose another name"
+    with pytest.raises(PromptError, match=refused.format(4)):
+        server.run(graph(**widgets))
+    with pytest.raises(PromptError, match=refused.format(3)):
+        server.run(graph(**{**widgets, "data": "cats"}))
+
+
 MISTAKES = {
     "no data": ({"data": " "}, "data: it is empty"),
     "missing folder": ({"data": "nowhere"}, "nowhere does not exist"),
@@ -161,6 +188,31 @@ def test_a_copy_has_the_patches_in_its_weights_and_the_base_stays(tiny):
     assert base.clip_vision.model is not tiny.clip_vision.model
 
 
+def test_a_copy_in_half_precision_keeps_the_noise_levels(tiny):
+    with torch.inference_mode(False):
+        base = copy_base(tiny.model, tiny.clip, tiny.vae, tiny.clip_vision, torch.bfloat16)
+    sampling = base.model.model.model_sampling
+    assert sampling.sigmas.dtype == torch.float32
+    assert torch.equal(sampling.timestep(sampling.sigmas), torch.arange(1000))
+    assert {weight.dtype for weight in base.model.model.diffusion_model.parameters()} == {torch.bfloat16}
+
+
+def test_another_sampling_of_the_graph_is_trained_or_refused(tiny):
+    def copied(kind: str) -> BaseModels:
+        (patched,) = ModelSamplingDiscrete().patch(tiny.model, kind, False)
+        with torch.inference_mode(False):
+            return copy_base(patched, tiny.clip, tiny.vae, tiny.clip_vision, torch.float32)
+
+    base = copied("v_prediction")
+    check_sampling(base.model.model.model_sampling)
+    assert isinstance(base.model.model.model_sampling, V_PREDICTION)
+    assert not isinstance(tiny.model.model.model_sampling, V_PREDICTION)
+    assert "V_PREDICTION" in base.sampling() and base.sampling() != copied("eps").sampling()
+    for kind in ("lcm", "img_to_img_flow"):
+        with pytest.raises(ValueError, match="model: it samples in another way than SDXL"):
+            check_sampling(copied(kind).model.model.model_sampling)
+
+
 def test_a_plot_shows_the_losses():
     falling = [(step, 1 / step) for step in range(1, 101)]
     plot = np.array(draw_losses(falling, 100))
@@ -168,4 +220,4 @@ def test_a_plot_shows_the_losses():
     columns = np.nonzero(blue.any(axis=0))[0]
     heights = [np.nonzero(blue[:, column])[0].mean() for column in (columns[5], columns[-5])]
     assert heights[0] < heights[1], "a falling loss goes down the picture"
-    assert draw_losses([(1, 0.5)], 10).size == Image.fromarray(plot).size
+    assert draw_losses([(1, 0.5)], 10).size == draw_losses([], 10).size == Image.fromarray(plot).size

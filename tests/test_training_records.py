@@ -103,6 +103,54 @@ def test_pictures_stay_as_stored_and_become_rgb(folder):
     assert np.abs(record.picture.astype(int) - np.asarray(picture)[..., None]).mean() < 2
 
 
+def test_a_reference_is_read_as_a_person_sees_it(folder):
+    """Turned as its EXIF says, and on white where it is transparent: what lies hidden there is no part of the photo."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = file_of(folder, 0, "_1.png")
+    Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(path, exif=turned)
+    reference = Records.open([folder]).read(0).segments[0].reference
+    assert reference.shape == (40, 20, 3) and (reference == 255).all()
+
+
+def test_a_transparent_picture_is_on_white(folder):
+    file_of(folder, 0, ".jpg").unlink()
+    picture = np.dstack([SCENES[0].picture, np.zeros((128, 128), np.uint8)])
+    Image.fromarray(picture).save(file_of(folder, 0, ".png"))
+    assert (Records.open([folder]).read(0).picture == 255).all()
+
+
+CHANGES = {
+    "a caption": lambda folder: edit(folder, 0, lambda record: record.update(caption=record["caption"].swapcase())),
+    "a word's number": lambda folder: segment(folder, 0, id=3),
+    "a picture": lambda folder: Image.new("RGB", (128, 128)).save(file_of(folder, 0, ".jpg")),
+    "a reference": lambda folder: Image.new("RGB", (96, 96)).save(file_of(folder, 0, "_1.png")),
+    "a map": lambda folder: np.save(file_of(folder, 0, ".npy"), np.ones((64, 64))),
+    "one less": lambda folder: file_of(folder, 5, ".json").unlink(),
+    "one more": lambda folder: write_records(folder, [*SCENES, make_scene(8, 6)]),
+    "one without its picture": lambda folder: file_of(folder, 0, ".jpg").unlink(),
+}
+
+
+def test_a_data_set_is_the_same_wherever_and_however_it_lies(folder, tmp_path):
+    digest = Records.open([folder]).digest()
+    shutil.copytree(folder, tmp_path / "copy" / "of it")
+    with tarfile.open(tmp_path / "records.tar", "w") as archive:
+        archive.add(folder, ".")
+    places = tmp_path / "copy" / "of it", tmp_path / "records.tar"
+    assert {Records.open([place]).digest() for place in places} == {digest}
+    Image.new("RGB", (9, 9)).save(folder / "contact_sheet.jpg")
+    (folder / "annotation_0.csv").write_text("done")
+    assert Records.open([folder]).digest() == digest and digest.startswith("6 records ")
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_data_set_with_a_change_is_another(folder, change):
+    before = Records.open([folder]).digest()
+    change(folder)
+    assert Records.open([folder]).digest() != before
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -91,7 +90,7 @@ def load_models(config):
     import comfy.sd
     import comfy.utils
 
-    from mmdiff_model.faces import largest_face, load_face_analysis
+    from mmdiff_model.faces import FaceFinder, load_face_analysis
     from mmdiff_model.training.config import ConfigError, SmallWorld
     from mmdiff_model.training.session import BaseModels
 
@@ -116,7 +115,7 @@ def load_models(config):
     find_face = None
     if base.face_analysis:
         root, name = base.face_analysis.parent.parent, base.face_analysis.name
-        find_face = partial(largest_face, load_face_analysis(root, name))
+        find_face = FaceFinder(load_face_analysis(root, name))
     return BaseModels(model, clip, vae, clip_vision, find_face)
 
 

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import nn
 
-from .examples import FindFace
+from ..faces import FaceFinder
 from .session import BaseModels
 
 SHARED = "model_config", "current_patcher"
@@ -27,31 +27,33 @@ def copy_base(
     vae: VAE,
     clip_vision: ClipVisionModel,
     dtype: torch.dtype,
-    find_face: FindFace | None = None,
+    find_face: FaceFinder | None = None,
 ) -> BaseModels:
-    """The base with weights of its own in `dtype`, those patches baked in that the graph has put on it (LoRAs).
+    """The base with weights of its own in `dtype`, those patches baked in that the graph has put on it: LoRAs, and
+    another model sampling, whose noise levels stay in float32.
 
     The VAE only encodes, so it is shared. Call it outside of inference mode: its tensors have no gradients.
     """
     comfy.model_management.unload_all_models()
     text, vision = clip.clone(), copy.copy(clip_vision)
-    text.patcher = copy_patcher(clip.patcher, dtype)
-    text.cond_stage_model = text.patcher.model
-    vision.patcher = copy_patcher(clip_vision.patcher, dtype)
-    vision.model = vision.patcher.model
-    own = copy_patcher(model, dtype)
+    text.patcher = copy_patcher(clip.patcher)
+    text.cond_stage_model = text.patcher.model.to(dtype)
+    vision.patcher = copy_patcher(clip_vision.patcher)
+    vision.model = vision.patcher.model.to(dtype)
+    own = copy_patcher(model)
+    own.model.diffusion_model.to(dtype)
     own.model.diffusion_model.dtype, own.model.manual_cast_dtype = dtype, None
+    own.model.model_sampling = copy.deepcopy(model.get_model_object("model_sampling"))
     return BaseModels(own, text, vae, vision, find_face)
 
 
-def copy_patcher(patcher: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
+def copy_patcher(patcher: ModelPatcher) -> ModelPatcher:
     """A patcher without patches, around a copy of the module that has them in its weights."""
     module = copy_module(patcher.model)
     own = patcher.clone(disable_dynamic=True, model_override=(module, ({}, {}, {}, set())))
     for key in own.patches:
         own.patch_weight_to_device(key)
     own.patches, own.backup = {}, {}
-    module.to(dtype)
     return own
 
 

@@ -8,9 +8,10 @@ import comfy.utils
 import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import EPS
 from comfy.sd import CLIP
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter import PORTRAIT
 from ..sampling.attention import MultimodalCrossAttention
@@ -18,7 +19,7 @@ from ..sampling.projection import BlockKey, Projection, block_key
 from ..text import ENCODERS
 from .attention import training_step
 from .constraint import MASKED, NONE, AttentionConstraint, Constraint
-from .dataset import Batch
+from .dataset import TIMESTEPS, Batch
 from .encoders import allow_gradients, attend_as_torch, attend_by_products, embed_token, encode_pixels, encode_rows
 from .lora import attach
 from .plan import STRICT, Amount, Plan
@@ -31,8 +32,9 @@ PIXELS_PER_LATENT = 8
 class Losses:
     """constraint: `balance`, `masked` or `none`, with its weight beside the noise loss.
 
-    snr_limit, velocity_limit: what each noise level counts in the noise loss. The first favours details (min-SNR), the
-    second layout (SNR + 1 up to the limit, as where velocity is predicted); 0 turns either off.
+    snr_limit, velocity_limit: what each noise level counts in the noise loss; 0 turns either off. The first is
+    min(1, limit / SNR), min-SNR: little noise, which hides details alone, counts least. The second is
+    min(1 + 1 / SNR, limit), as where velocity is predicted: much noise, which hides the layout, counts most.
     """
 
     constraint: Constraint = MASKED
@@ -45,6 +47,7 @@ class Objective:
     """The loss of a batch. Hooks on the base's modules add the LoRAs until `close`.
 
     The base is the trainer's to change: give it a copy where others use it too. empty: rows of the empty prompt.
+    Raises ValueError where the model samples in a way that SDXL does not.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Objective:
         plan: Plan,
     ):
         self.model, self.clip, self.clip_vision = model.model, clip, clip_vision
+        check_sampling(self.model.model_sampling)
         self.trainable, self.losses, self.empty = trainable, losses, empty
         self.device, self.plan = trainable.background.device, plan
         self.attention = attend_by_products if self.device.type == "cpu" else attend_as_torch
@@ -194,3 +198,13 @@ class Objective:
         if self.losses.velocity_limit:
             loss = loss * (1 + sigma**2).clamp(max=self.losses.velocity_limit)
         return loss.mean()
+
+
+def check_sampling(sampling: nn.Module) -> None:
+    """Raises ValueError unless there are SDXL's thousand noise levels, added as SDXL adds them."""
+    if not isinstance(sampling, EPS) or len(sampling.sigmas) != TIMESTEPS:
+        kinds = ", ".join(kind.__name__ for kind in type(sampling).__bases__)
+        raise ValueError(
+            f"model: it samples in another way than SDXL ({kinds}). Connect it without ModelSampling nodes, or with "
+            "ModelSamplingDiscrete as eps or v_prediction."
+        )

@@ -12,7 +12,10 @@ def draw_losses(losses: list[tuple[int, float]], steps: int) -> Image.Image:
     """(step, loss) of a training of `steps` steps -> 768 x 432 pixels: every loss, and their running mean."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, 16), f"MM-Diff training: loss, step {losses[-1][0]} of {steps}", INK, ImageFont.load_default(18))
+    told = f"loss, step {losses[-1][0]} of {steps}" if losses else "its log.csv is gone"
+    draw.text((MARGIN, 16), f"MM-Diff training: {told}", INK, ImageFont.load_default(18))
+    if not losses:
+        return picture
     values = np.array([loss for _, loss in losses])
     low, high = np.percentile(values, (0.5, 99.5))
     low, high = (low - 0.01, high + 0.01) if high - low < 1e-6 else (low, high)

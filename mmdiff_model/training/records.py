@@ -3,13 +3,15 @@
 A record is <id>.jpg, <id>.npy with a map of segment numbers (0 is the background), and <id>.json with the caption and
 its segments: number, word, where the word starts and ends. A segment may name a "reference", a picture of that subject
 alone beside the record; without it the subject is cut out of the record's own picture. Records lie in folders, at any
-depth, or in WebDataset's .tar shards. Maps belong to the stored pixels, so a picture's EXIF orientation is not applied.
+depth, or in WebDataset's .tar shards. Maps belong to the stored pixels, so a picture's EXIF orientation is not applied;
+a reference is read as a person sees it.
 """
 
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tokenize import TokenError
@@ -17,6 +19,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from ..digest import LENGTH
+from ..pictures import as_seen, rgb
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 KEYS = {"id": int, "word": str, "start": int, "end": int, "reference": str | None}
@@ -60,6 +65,9 @@ class Folder:
         self.path = path
         self.files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
 
+    def size(self, name: str) -> int:
+        return (self.path / name).stat().st_size
+
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
@@ -75,6 +83,9 @@ class Shard:
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged or cut off after {len(members)} files")
         self.files = {member.name.removeprefix("./"): (member.offset_data, member.size) for member in members}
+
+    def size(self, name: str) -> int:
+        return self.files[name][1]
 
     def read(self, name: str) -> bytes:
         offset, size = self.files[name]
@@ -110,6 +121,13 @@ class Records:
         """Raises BadRecord."""
         source, stem = self.places[index]
         return RecordReader(source, stem).read()
+
+    def digest(self) -> str:
+        """What tells these records from others, wherever they lie: how many, and 16 hex digits of their outlines."""
+        digest = hashlib.sha256()
+        for source, stem in self.places:
+            digest.update(json.dumps(RecordReader(source, stem).outline()).encode())
+        return f"{len(self)} records {digest.hexdigest()[:LENGTH]}"
 
 
 def open_sources(place: Path) -> list[Folder | Shard]:
@@ -161,6 +179,17 @@ class RecordReader:
             raise self.bad("map of another size than the picture")
         return Record(self.name, picture, caption, tuple(self.segment(numbers, one) for one in annotations))
 
+    def outline(self) -> list[Any]:
+        """What can be told without reading pictures and maps: the name, the annotation, and the bytes of each file."""
+        try:
+            caption, segments = self.annotation()
+        except BadRecord as error:
+            return [self.stem, error.reason]
+        named = [self.beside(one["reference"]) for one in segments if one["reference"] is not None]
+        files = [picture_of(self.source, self.stem), f"{self.stem}.npy", *named]
+        sizes = [self.source.size(file) if file in self.source.files else None for file in files]
+        return [self.stem, caption, [[one[key] for key in KEYS] for one in segments], sizes]
+
     def annotation(self) -> tuple[str, list[dict[str, Any]]]:
         """The caption, and at least one segment."""
         try:
@@ -179,12 +208,12 @@ class RecordReader:
     def picture(self) -> np.ndarray:
         if (file := picture_of(self.source, self.stem)) is None:
             raise self.bad("missing picture")
-        return self.pixels(file, "unreadable picture")
+        return self.pixels(file, rgb, "unreadable picture")
 
-    def pixels(self, file: str, reason: str) -> np.ndarray:
+    def pixels(self, file: str, form: Callable[[Image.Image], Image.Image], reason: str) -> np.ndarray:
         try:
             with Image.open(io.BytesIO(self.source.read(file))) as picture:
-                return np.array(picture.convert("RGB"))
+                return np.array(form(picture))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self.bad(reason) from error
 
@@ -209,10 +238,13 @@ class RecordReader:
     def reference(self, file: str | None) -> np.ndarray | None:
         if file is None:
             return None
-        path = str(PurePosixPath(self.stem).parent / file)
+        path = self.beside(file)
         if path not in self.source.files:
             raise self.bad("missing reference")
-        return self.pixels(path, "unreadable reference")
+        return self.pixels(path, as_seen, "unreadable reference")
+
+    def beside(self, file: str) -> str:
+        return str(PurePosixPath(self.stem).parent / file)
 
     def bad(self, reason: str) -> BadRecord:
         return BadRecord(self.name, reason)

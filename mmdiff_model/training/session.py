@@ -1,6 +1,5 @@
 """A training from its configuration: what is trained, on which examples, and the checkpoint that comes of it."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from comfy.sd import CLIP, VAE
 from torch import nn
 
 from ..checkpoint import write_safetensors
-from ..digest import fingerprint
+from ..digest import whole_fingerprint
+from ..faces import FaceFinder
 from ..files import lock_training, naming
 from .checkpointing import checkpoint_blocks
 from .config import Settings
 from .dataset import Examples
-from .examples import FindFace, Preparation
+from .examples import Preparation
 from .loop import After, Loop, Micro, Stop, ignore, never
 from .objective import Objective
 from .processes import Processes
@@ -37,16 +37,28 @@ class BaseModels:
     clip: CLIP
     vae: VAE
     clip_vision: ClipVisionModel
-    find_face: FindFace | None = None
+    find_face: FaceFinder | None = None
 
     def to(self, device: torch.device) -> None:
         for module in (self.model.model, self.clip.cond_stage_model, self.clip_vision.model):
             module.to(device)
 
-    def fingerprint(self) -> str:
-        """Of everything that is frozen."""
-        frozen = nn.ModuleList((self.model.model.diffusion_model, self.clip.cond_stage_model, self.clip_vision.model))
-        return fingerprint({name: weight.detach().cpu() for name, weight in frozen.named_parameters()})
+    def fingerprints(self) -> dict[str, str]:
+        """Of everything that is frozen, part by part, and the same whatever precision it was loaded in."""
+        modules = {
+            "model": self.model.model.diffusion_model,
+            "clip": self.clip.cond_stage_model,
+            "vae": self.vae.first_stage_model,
+            "clip_vision": self.clip_vision.model,
+        }
+        digits = {key: fingerprint(module) for key, module in modules.items()}
+        return {**digits, "face_analysis": self.find_face.fingerprint() if self.find_face else "none"}
+
+    def sampling(self) -> str:
+        """What the UNet predicts, at which noise levels."""
+        sampling = self.model.model.model_sampling
+        kinds = ", ".join(kind.__name__ for kind in type(sampling).__bases__)
+        return f"{kinds} from {float(sampling.sigma_min):.3g} to {float(sampling.sigma_max):.3g}"
 
 
 class Session:
@@ -81,7 +93,7 @@ class Session:
         self.undo.append(self.objective.close)
         if settings.gradient_checkpointing:
             self.undo.append(checkpoint_blocks(base.model.model.diffusion_model))
-        state = State(settings.output / STATE_FILE, identity(settings, base, processes))
+        state = State(settings.output / STATE_FILE, identity(settings, base, records, processes))
         self.loop = Loop(settings.plan, self.trainable, state, processes)
 
     @property
@@ -126,12 +138,20 @@ class Session:
             undo()
 
 
-def identity(settings: Settings, base: BaseModels, processes: Processes) -> dict[str, str]:
-    """What a resumed training must share with the one that it goes on with, by the configuration's keys."""
+def fingerprint(module: nn.Module) -> str:
+    """In bfloat16, to which float32 and float16 are rounded alike."""
+    return whole_fingerprint({name: weight.detach() for name, weight in module.named_parameters()}, torch.bfloat16)
+
+
+def identity(settings: Settings, base: BaseModels, records: Records, processes: Processes) -> dict[str, str]:
+    """What a resumed training must share with the one that it goes on with: the node's inputs that digests stand for,
+    and the configuration's keys."""
     return {
         "variant": settings.variant,
-        "base": base.fingerprint(),
-        "data": str(dataclasses.replace(settings.data, cache=False)),
+        **base.fingerprints(),
+        "model sampling": base.sampling(),
+        "data": records.digest(),
+        "data.size": str(settings.data.size),
         "shape": str(settings.shape),
         "parts": ", ".join(settings.parts),
         "seed": str(settings.seed),

@@ -8,6 +8,16 @@ import torch
 
 from ..files import write_whole
 
+# what digests stand for, as people call it
+DIGESTED = {
+    "model": "model",
+    "clip": "CLIP",
+    "vae": "VAE",
+    "clip_vision": "CLIP vision model",
+    "face_analysis": "face analysis",
+    "data": "data set",
+}
+
 
 class StateError(ValueError):
     """A state that the training cannot go on from: another training's, another version's, or damaged."""
@@ -15,7 +25,7 @@ class StateError(ValueError):
 
 class State:
     """`path` holds the state of a training that `identity` describes: what must be the same for a resumed run to end
-    as an uninterrupted one, by the configuration's keys."""
+    as an uninterrupted one, by the configuration's keys and those of DIGESTED."""
 
     def __init__(self, path: Path, identity: dict[str, str]):
         self.path, self.identity = path, identity
@@ -41,12 +51,21 @@ class State:
             ) from error
 
     def check(self, identity: dict[str, str]) -> None:
-        changed = [key for key in self.identity if identity.get(key) != self.identity[key]]
-        if changed:
-            was = "; ".join(f"{key} was {identity.get(key)}, now {self.identity[key]}" for key in changed)
+        """Raises StateError."""
+        now = self.identity
+        changed = [key for key in now if identity.get(key) != now[key]]
+        others = [
+            f"another {DIGESTED[key]} than this one ({identity.get(key)}, now {now[key]})"
+            for key in changed
+            if key in DIGESTED
+        ]
+        settings = [f"{key} was {identity.get(key)}, now {now[key]}" for key in changed if key not in DIGESTED]
+        if settings:
+            others.append(f"other settings ({'; '.join(settings)})")
+        if others:
             raise StateError(
-                f"{self.path}: the training in this folder was started with other settings ({was}). Put them back to "
-                "go on with it, or choose another output."
+                f"{self.path}: the training in this folder was started with {' and '.join(others)}. Put back what was "
+                "there to go on with it, or choose another output."
             )
 
     def save(self, values: dict) -> None:
