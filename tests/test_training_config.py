@@ -64,6 +64,8 @@ MISTAKES = {
     "strange key": ({"data.zzz": 3}, "data.zzz: no such key; it may hold places, size, cache"),
     "text for a number": ({"plan.rate": "1e-4"}, "plan.rate: should be a number such as 1.0e-4, but is '1e-4'"),
     "number for a count": ({"plan.steps": 1.5}, "plan.steps: should be a whole number, but is 1.5"),
+    "no limit of gradients": ({"plan.clip_norm": 0.0}, "plan.clip_norm: should be more than 0, but is 0.0"),
+    "no rate": ({"plan.rate": 0.0}, "plan.rate: should be more than 0, but is 0.0"),
     "no steps": ({"plan.steps": 0}, "plan.steps: should be at least 1, but is 0"),
     "truth for a number": ({"seed": True}, "seed: should be a whole number, but is True"),
     "choice": ({"variant": "pet"}, "variant: should be one of portrait, subject, but is 'pet'"),

@@ -157,10 +157,43 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path):
     assert make_loop(tmp_path).step == 2
 
 
-def test_a_state_of_another_training_is_refused(tmp_path):
-    make_loop(tmp_path, identity={"base": "aaa", "seed": "1"}).save()
-    with pytest.raises(StateError, match=r"state\.pt: .*other settings \(base was aaa, now bbb\).*another output"):
-        make_loop(tmp_path, identity={"base": "bbb", "seed": "1"})
+IDENTITY = {"data": "4 records aa", "vae": "bb", "shape": "large", "seed": "1"}
+OTHERS = {
+    "settings": ({"shape": "small", "seed": "2"}, "other settings (shape was large, now small; seed was 1, now 2)"),
+    "data": ({"data": "5 records cc"}, "another data set than this one (4 records aa, now 5 records cc)"),
+    "both": (
+        {"vae": "cc", "seed": "2"},
+        "another VAE than this one (bb, now cc) and other settings (seed was 1, now 2)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), OTHERS.values(), ids=OTHERS)
+def test_a_state_of_another_training_is_refused(tmp_path, changes, message):
+    make_loop(tmp_path, identity=IDENTITY).save()
+    with pytest.raises(StateError) as caught:
+        make_loop(tmp_path, identity={**IDENTITY, **changes})
+    assert str(caught.value) == (
+        f"{tmp_path / 'state.pt'}: the training in this folder was started with {message}. Put back what was there to "
+        "go on with it, or choose another output."
+    )
+
+
+@pytest.mark.parametrize(("first", "second"), [("fp32", "fp16"), ("fp16", "fp32"), ("fp16", "bf16")])
+def test_a_training_goes_on_in_another_precision(tmp_path, first, second):
+    """What LossError advises."""
+    make_loop(tmp_path, Plan(steps=4, precision=first)).save()
+    loop = make_loop(tmp_path, Plan(steps=4, precision=second), seed=1)
+    assert loop.run(fit(loop), SECONDS)
+    assert all(weight.isfinite().all() for weight in loop.module.state_dict().values())
+
+
+def test_going_on_uses_the_decay_of_now(tmp_path):
+    make_loop(tmp_path, Plan(steps=4, rate=0.05, decay=0.5)).save()
+    loop = make_loop(tmp_path, Plan(steps=4, rate=0.05, warmup=0, decay=0.0))
+    before = loop.module[0].weight.clone()
+    loop.update(lambda number: Micro(loop.module(torch.zeros(1, 3)).sum() * 0))
+    assert torch.equal(loop.module[0].weight, before)
 
 
 def test_a_state_of_another_version_or_a_damaged_one_is_refused(tmp_path):

@@ -3,6 +3,10 @@
 That two processes compute what one does is in test_train_tool.py, as commands.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -38,6 +42,49 @@ def one_of_many() -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=PROCESSES)
     yield
     dist.destroy_process_group()
+
+
+TRAINING = """
+import json, sys, torch
+from pathlib import Path
+from mmdiff_model.host import use_comfyui
+use_comfyui()
+from mmdiff_model.training.loop import Loop, LossError, Micro
+from mmdiff_model.training.plan import Plan
+from mmdiff_model.training.processes import Accelerated
+from mmdiff_model.training.state import State
+
+folder, processes = Path(sys.argv[1]), Accelerated()
+module, rank = torch.nn.Linear(2, 1), processes.rank
+loop = Loop(Plan(steps=2, accumulation=2), module, State(folder / "state.pt", {}), processes)
+
+def compute(number):
+    loss = module(torch.ones(1, 2)).square().mean()
+    bad = loss * (float("nan") if (number, rank) == (3, 1) else 1)
+    return Micro(bad, {"part": torch.tensor(float(rank + number))}, [f"example {number} of {rank}"])
+
+told = {"figures": loop.update(compute)[0]}
+try:
+    loop.update(compute)
+except LossError as error:
+    told["error"] = str(error)
+(folder / f"{rank}.json").write_text(json.dumps(told))
+"""
+
+
+def test_what_is_told_is_of_all_processes(tmp_path):
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    assert told[0]["figures"]["part"] == 1.0, "the mean of 0, 1 on the first process and of 1, 2 on the second"
+    assert "step 1: the loss is nan, batch: example 3 of 1. Training has stopped" in told[0]["error"]
 
 
 def storages(tensors: list[torch.Tensor]) -> int:

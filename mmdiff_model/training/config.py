@@ -29,6 +29,7 @@ WANTED = {  # what pydantic's kinds of errors say is wanted
     "tuple_type": LIST,
     "too_short": LIST,
     "literal_error": "one of {expected}",
+    "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than_equal": "at most {le:g}",
 }

@@ -13,29 +13,42 @@ SMOOTHING = 0.98
 
 
 class CsvLog:
-    """`folder`/log.csv, a row for each step; what an earlier run logged beyond `step` is dropped."""
+    """`folder`/log.csv, a row for each step; what an earlier run logged beyond `step` is dropped.
+
+    Raises ValueError where the file is no log.
+    """
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / CSV_FILE
-        keep_steps(self.path, step)
+        self.columns, rows = read_log(self.path)
+        if self.path.is_file():
+            self.store([row for row in rows if int(row["step"]) <= step])
 
     def write(self, step: int, figures: Figures) -> None:
-        """Adds a step. Raises OSError."""
-        fresh = not self.path.is_file()
+        """Adds a step, and columns for figures that earlier ones did not have. Raises OSError."""
+        row = {"step": step, **figures}
         with naming(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.is_file() or row.keys() - set(self.columns):
+                columns, rows = read_log(self.path)
+                self.columns = list(dict.fromkeys([*columns, *row]))
+                self.store(rows)
             with self.path.open("a", newline="") as file:
-                rows = csv.writer(file)
-                if fresh:
-                    rows.writerow(["step", *figures])
-                rows.writerow([step, *figures.values()])
+                csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def store(self, rows: list[dict[str, str]]) -> None:
+        """Replaces the file. Raises OSError."""
+
+        def write(partial: Path) -> None:
+            with partial.open("w", newline="") as file:
+                table = csv.DictWriter(file, self.columns, restval="")
+                table.writeheader()
+                table.writerows(rows)
+
+        write_whole(self.path, write)
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every row."""
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+        return [(int(row["step"]), float(row["loss"])) for row in read_log(self.path)[1]]
 
 
 class Log:
@@ -64,13 +77,26 @@ class Log:
         self.board.close()
 
 
-def keep_steps(path: Path, last: int) -> None:
-    """Drops the rows of a log.csv beyond step `last`, and one that a kill or a full disk has cut off."""
+def read_log(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and rows of a log.csv, without one that a kill or a full disk has cut off; none of a missing file.
+
+    Raises ValueError with the line that tells of no step.
+    """
     if not path.is_file():
-        return
-    head, *rows = path.read_text().splitlines(keepends=True) or [""]
-    kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= last]
-    if head.endswith("\n"):
-        write_whole(path, lambda partial: partial.write_text(head + "".join(kept)))
-    else:
-        path.unlink()
+        return [], []
+    text = path.read_text(errors="replace")
+    table = csv.DictReader(line for line in text.splitlines(keepends=True) if line.endswith("\n"))
+    rows = []
+    for row in table:
+        try:
+            int(row["step"]), float(row["loss"])
+            whole = None not in row and None not in row.values()
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"{path}, line {table.line_num}: it is no step with its figures. Mend the line, or delete the file to "
+                "begin a new log."
+            )
+        rows.append(row)
+    return list(table.fieldnames or ()), rows

@@ -7,6 +7,7 @@ stopped. A step's gradient is the mean over its micro-batches on all processes.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -94,14 +95,15 @@ class Loop:
     def update(self, compute: Compute, stop: bool = False) -> tuple[Figures, bool]:
         """One step -> its figures, and whether any process wants to stop."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate_at(self.step)
+            group["lr"], group["weight_decay"] = self.plan.rate_at(self.step), self.plan.decay
         self.optimizer.zero_grad(set_to_none=False)
         first = self.step * self.plan.accumulation
         micros = [self.backward(compute, number) for number in range(first, first + self.plan.accumulation)]
         for weight in self.weights.values():  # what no process reached decays as what one did
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         loss = torch.stack([micro.loss for micro in micros]).mean()
-        loss, stops = self.processes.mean(torch.stack([loss, loss.new_tensor(stop)]))
+        parts = {name: torch.stack([micro.figures[name] for micro in micros]).mean() for name in micros[0].figures}
+        loss, stops, *means = self.processes.mean(torch.stack([loss, loss.new_tensor(stop), *parts.values()]))
         self.scaler.unscale_(self.optimizer)
         norm = self.processes.clip(self.weights.values(), self.plan.clip_norm)
         self.check(loss, norm, micros)
@@ -109,9 +111,9 @@ class Loop:
         self.scaler.update()
         self.step += 1
         self.follow()
-        parts = {name: mean_of(micros, name) for name in micros[0].figures}
+        told = dict(zip(parts, map(float, means), strict=True))
         rate = self.optimizer.param_groups[0]["lr"]
-        return {"loss": float(loss), **parts, "gradient": float(norm), "rate": rate}, bool(stops > 0)
+        return {"loss": float(loss), **told, "gradient": float(norm), "rate": rate}, bool(stops > 0)
 
     def backward(self, compute: Compute, number: int) -> Micro:
         """Adds a micro-batch's share to the gradients."""
@@ -125,11 +127,13 @@ class Loop:
         if loss.isfinite() and (norm.isfinite() or overflow):
             return
         what = f"the loss is {loss.item()}" if not loss.isfinite() else f"the gradient's norm is {norm.item()}"
-        names = ", ".join(name for micro in micros for name in micro.names if not micro.loss.isfinite())
-        names = names or ", ".join(name for micro in micros for name in micro.names)
+        batches = self.processes.gather([(bool(micro.loss.isfinite()), micro.names) for micro in micros])
+        bad = [names for finite, names in batches if not finite] or [names for _, names in batches]
+        path = self.state.path
+        kept = f"{path} holds the last good state" if path.is_file() else "nothing has been saved yet"
         raise LossError(
-            f"step {self.step}: {what}, batch: {names}. Training has stopped; {self.state.path} holds the last good "
-            "state. Look at these examples, or go on from there with a lower plan.rate or another plan.precision."
+            f"step {self.step}: {what}, batch: {', '.join(chain(*bad))}. Training has stopped; {kept}. "
+            "Look at these examples, or run it again with a lower plan.rate or another plan.precision."
         )
 
     @torch.no_grad()
@@ -154,11 +158,8 @@ class Loop:
     def restore(self, saved: dict) -> None:
         self.module.load_state_dict(saved["module"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # of a training in fp16, which may go on in another precision and the other way round
+            self.scaler.load_state_dict(saved["scaler"])
         for name, average in self.average.items():
             average.copy_(saved["average"][name])
         self.step = saved["step"]
-
-
-def mean_of(micros: list[Micro], name: str) -> float:
-    return float(torch.stack([micro.figures[name] for micro in micros]).mean())

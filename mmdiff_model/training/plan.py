@@ -11,6 +11,7 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveAmount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -24,10 +25,10 @@ class Plan:
     """
 
     steps: Positive
-    rate: Amount = 1e-4
+    rate: PositiveAmount = 1e-4
     warmup: Count = 500
     decay: Amount = 0.01
-    clip_norm: Amount = 1.0
+    clip_norm: PositiveAmount = 1.0
     ema_steps: Positive = 1000
     batch_size: Positive = 1
     accumulation: Positive = 1

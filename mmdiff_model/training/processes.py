@@ -39,6 +39,10 @@ class Processes:
         """The mean over all processes, the same on each."""
         return values
 
+    def gather(self, values: list) -> list:
+        """Every process's values one after another, the same on each."""
+        return values
+
 
 class Accelerated(Processes):
     """The processes of `accelerate launch` or torchrun, each on its own device; one where nothing was launched.
@@ -79,6 +83,11 @@ class Accelerated(Processes):
 
     def mean(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "mean")
+
+    def gather(self, values: list) -> list:
+        from accelerate.utils import gather_object
+
+        return gather_object(values)
 
 
 def refuse_sharding(kind: str) -> None:
