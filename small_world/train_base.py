@@ -40,13 +40,13 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 Weighting = Callable[[Tensor], Tensor]
 
 
-def details_first(sigma: Tensor) -> Tensor:
-    """Min-SNR: the noise that hides no more than details counts most."""
+def min_snr(sigma: Tensor) -> Tensor:
+    """min(1, 5 / SNR): noise that hides no more than details counts least."""
     return (5 * sigma**2).clamp(max=1)
 
 
 def layout_first(sigma: Tensor) -> Tensor:
-    """SNR + 1, as where velocity is predicted: noise that hides who stands where counts as much as any other."""
+    """min(1 + 1 / SNR, 5), as where velocity is predicted: noise that hides who stands where counts most."""
     return (1 + sigma**2).clamp(max=5)
 
 
@@ -64,7 +64,7 @@ class Stage:
 
 PLAN = Plan(steps=6000, rate=1e-3, warmup=300, ema_steps=500, batch_size=32)
 STAGES = (
-    Stage("base", replace(PLAN, precision="bf16"), details_first),
+    Stage("base", replace(PLAN, precision="bf16"), min_snr),
     Stage("layout", replace(PLAN, steps=2700), layout_first),
     Stage("looks", replace(PLAN, steps=3500), layout_first, told=0.7, focus=0.03),
     Stage("characters", replace(PLAN, steps=6000), layout_first, told=0.85, focus=0.03, characters=4.0),
