@@ -182,7 +182,7 @@ def told(before: int, steps: int) -> str:
     """What the node says of a training that had `before` steps and has `steps` now."""
     if before >= steps:
         return f"This training was finished at step {before}. Raise steps to go on with it, or choose another name."
-    return f"Trained from step {before} to {steps}." if before else f"Trained {steps} steps."
+    return f"Trained from step {before} to {steps}." if before else f"Trained {steps} step{'s' if steps > 1 else ''}."
 
 
 @contextmanager

@@ -4,9 +4,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..pictures import ENDINGS, rgb
+from ..pictures import ENDINGS, as_seen
 from .words import Rejected
 
 SMALLEST = 64
@@ -50,7 +50,7 @@ def read_picture(path: Path, size: int) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            picture = rgb(ImageOps.exif_transpose(file))
+            picture = as_seen(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Rejected(UNREADABLE) from error
     if min(picture.size) < SMALLEST:

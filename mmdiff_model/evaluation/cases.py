@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ..pictures import ENDINGS, rgb
+from ..pictures import ENDINGS, as_seen
 
 BETWEEN = "+"
 CLASSES_FILE = "prompts_and_classes.txt"
@@ -58,7 +58,7 @@ def read_picture(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            image = rgb(ImageOps.exif_transpose(file))
+            image = as_seen(file)
     except Exception as error:  # PIL's plug-ins raise whatever they like
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     return torch.from_numpy(np.array(image)).float() / 255

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..adapter import PORTRAIT
-from ..sampling.attention import MultimodalCrossAttention
+from ..sampling.attention import STEP, MultimodalCrossAttention
 from ..sampling.projection import BlockKey, Projection, block_key
 from ..text import ENCODERS
 from .attention import training_step
@@ -163,7 +163,7 @@ class Objective:
         size = tuple(batch.latents.shape[2:])
         options = {
             "patches_replace": {"attn2": self.image_branch(tokens)},
-            "mmdiff": training_step(acting, tokens.shape[2], size, constraint),
+            STEP: training_step(acting, tokens.shape[2], size, constraint),
             "optimized_attention_override": self.attention,
         }
         if self.losses.constraint == MASKED:
