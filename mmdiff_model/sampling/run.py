@@ -156,10 +156,9 @@ class Run:
         self.routed = False
         self.said: dict[str, None] = {}
         self.seen: tuple = (object(), None)  # no call's
-        whole = whole_steps(sigmas)
         for message in (
             *doubts(plan.subjects, self.conditionings.values(), plan.routing),
-            *idle(plan, self.ranges, whole),
+            *idle(plan, self.ranges, whole_steps(sigmas)),
             *(stretched(plan.subjects, self.latent) if plan.routing == MASKS else ()),
         ):
             self.say(message)
@@ -207,7 +206,7 @@ class Run:
         theirs = replaced_by_hooks(model.current_patcher.current_hooks)
         if theirs or image is not self.projected:
             transformer_options["patches_replace"] = for_call(transformer_options["patches_replace"], image, theirs)
-        kwargs[f"mmdiff {step and step.trace}"] = None
+        kwargs[f"mmdiff {step and step.trace} {sorted(theirs)}"] = None
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     def late_step(self, options: dict) -> Step | None:
