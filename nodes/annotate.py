@@ -113,8 +113,8 @@ class MMDiffAnnotate(io.ComfyNode):
     def validate_inputs(cls, models=None, words=None, name=None) -> bool | str:
         return validation(
             lambda: check_option("models", models, model_sets()),
-            lambda: words is None or words_of(words),
-            lambda: name is None or data_folder(name),
+            lambda: not isinstance(words, str) or words_of(words),
+            lambda: not isinstance(name, str) or data_folder(name),
         )
 
 

@@ -72,10 +72,10 @@ def routing_input() -> io.Input:
 
 
 def check_prompts(positive: str | None, negative: str | None, subjects: dict | None) -> None:
-    """Raises PromptError on what is known of a prompt from the number of subjects; None is linked, not known yet."""
-    if positive is not None and subjects:
+    """Raises PromptError on what is known of a prompt from the number of subjects; a linked one is not known yet."""
+    if isinstance(positive, str) and subjects:
         check_triggers(positive, len(subjects))
-    if negative is not None:
+    if isinstance(negative, str):
         check_negative(negative)
 
 

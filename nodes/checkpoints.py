@@ -91,4 +91,4 @@ class MMDiffSaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename=None) -> bool | str:
-        return validation(lambda: filename is None or file_name(filename))
+        return validation(lambda: not isinstance(filename, str) or file_name(filename))

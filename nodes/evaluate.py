@@ -220,7 +220,7 @@ class MMDiffEvaluate(io.ComfyNode):
             lambda: check_option("dino_model", dino_model, model_names()),
             lambda: check_option("dinov2_model", dinov2_model, model_names()),
             lambda: check_choice(prompt, bool(references), clip_model, dino_model, faces, dinov2_model, vision),
-            lambda: filename_prefix is None or check_prefix(filename_prefix),
+            lambda: not isinstance(filename_prefix, str) or check_prefix(filename_prefix),
         )
 
 
@@ -234,7 +234,7 @@ def report_path(prefix: str, width: int, height: int) -> Path:
     """A new .json in the output folder. Raises ValueError where the prefix's folder cannot be made."""
     try:
         output = folder_paths.get_output_directory()
-        folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, output, width, height)
+        folder, name, counter, *_ = folder_paths.get_save_image_path(prefix.replace("\\", "/"), output, width, height)
     except OSError as error:
         raise ValueError(f"filename_prefix: '{prefix}' cannot be written ({error}). Choose another.") from error
     return Path(folder) / f"{name}_{counter:05}_.json"
@@ -283,7 +283,7 @@ def check_choice(
         )
     if vision and clip_model not in (NONE, None):
         raise ValueError("clip_vision: clip_model measures CLIP-I already. Disconnect it, or set clip_model to 'none'.")
-    if clip_model not in (NONE, None) and prompt is not None and not plain_prompt(prompt):
+    if clip_model not in (NONE, None) and isinstance(prompt, str) and not plain_prompt(prompt):
         raise ValueError("prompt: it is empty, and CLIP-T compares the pictures with it. Write the pictures' prompt.")
     needs = {
         "dino_model": dino_model not in (NONE, None),

@@ -48,7 +48,7 @@ class MMDiffMixSubjects(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, subjects=None, mode=None, weights=None) -> bool | str:
-        used = mode in (WEIGHTED, SPHERICAL) and weights is not None and subjects is not None
+        used = mode in (WEIGHTED, SPHERICAL) and isinstance(weights, str) and subjects is not None
         return validation(
             lambda: check_option("mode", mode, MODES),
             lambda: used and (numbers := parse_weights(weights)) and check_weights(numbers, len(subjects)),

@@ -125,7 +125,9 @@ class MMDiffSubjectRegion(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name=None, start_percent=None, end_percent=None) -> bool | str:
-        return validation(lambda: name is None or trigger_name(name), lambda: check_range(start_percent, end_percent))
+        return validation(
+            lambda: not isinstance(name, str) or trigger_name(name), lambda: check_range(start_percent, end_percent)
+        )
 
 
 def trigger_name(name: str) -> str:
@@ -190,7 +192,7 @@ class MMDiffSaveSubject(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename=None) -> bool | str:
-        return validation(lambda: filename is None or file_name(filename))
+        return validation(lambda: not isinstance(filename, str) or file_name(filename))
 
 
 class MMDiffLoadSubject(io.ComfyNode):

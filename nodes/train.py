@@ -171,8 +171,8 @@ class MMDiffTrain(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, data=None, name=None, variant=None, face_analysis=NOT_CONNECTED) -> bool | str:
         return validation(
-            lambda: data is None or data_path(data),
-            lambda: name is None or output_folder(name),
+            lambda: not isinstance(data, str) or data_path(data),
+            lambda: not isinstance(name, str) or output_folder(name),
             lambda: check_option("variant", variant, (SUBJECT, PORTRAIT)),
             lambda: face_analysis is not NOT_CONNECTED or face_finder(None, variant),
         )

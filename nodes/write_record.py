@@ -89,10 +89,14 @@ class MMDiffWriteRecord(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, words=None, caption=None, name=None) -> bool | str:
         return validation(
-            lambda: words is None or words_of(words),
-            lambda: caption is None or lines_of(caption),
-            lambda: None in (words, caption) or places_of(words_of(words), lines_of(caption)),
-            lambda: name is None or data_folder(name),
+            lambda: not isinstance(words, str) or words_of(words),
+            lambda: not isinstance(caption, str) or lines_of(caption),
+            lambda: (
+                not isinstance(words, str)
+                or not isinstance(caption, str)
+                or places_of(words_of(words), lines_of(caption))
+            ),
+            lambda: not isinstance(name, str) or data_folder(name),
         )
 
 

@@ -1,6 +1,7 @@
 """What nodes refuse of prompts that no front end writes, and before anything loads: each sentence names its input."""
 
 import asyncio
+import inspect
 
 import comfy_extras.nodes_mask
 import folder_paths
@@ -13,6 +14,7 @@ from mm_diff_pack.nodes.apply import MMDiffApply, MMDiffApplyModel
 from mm_diff_pack.nodes.checkpoints import MMDiffSaveCheckpoint
 from mm_diff_pack.nodes.checks import check_inputs
 from mm_diff_pack.nodes.encode_subject import MMDiffEncodeSubject
+from mm_diff_pack.nodes.evaluate import report_path
 from mm_diff_pack.nodes.mix import MMDiffMixSubjects
 from mm_diff_pack.nodes.report import MMDiffReport
 from mm_diff_pack.nodes.subjects import MMDiffSaveSubject, MMDiffSubjectRegion
@@ -195,3 +197,21 @@ def test_photos_that_are_none(inputs, tiny, checkpoint):
     mask = comfy_extras.nodes_mask.SolidMask.execute(1.0, 8, 8).args[0]
     with pytest.raises(ValueError, match="^images: expected a batch of pictures, got shape"):
         MMDiffEncodeSubject.execute(mmdiff=checkpoint, clip_vision=tiny.clip_vision, images=mask)
+
+
+@pytest.mark.parametrize("value", [[], {}, ["1", 0], 7, float("nan")], ids=str)
+def test_json_of_any_kind_is_validated(value):
+    """ComfyUI hands on what a prompt holds in a widget's place, and says itself what it does not take."""
+    for node in NODES:
+        names = inspect.signature(node.validate_inputs).parameters
+        for given in (names, *([name] for name in names)):
+            if "validate_inputs" in vars(node):
+                assert isinstance(node.validate_inputs(**dict.fromkeys(given, value)), bool | str), node
+
+
+def test_a_prefix_has_folders_with_either_slash(tmp_path, monkeypatch):
+    """A backslash is a folder's on every system, and no part of a name that grows too long."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    path = report_path("x" * 200 + "\\" + "y" * 100, 64, 64)
+    assert path.parent == tmp_path / ("x" * 200)
+    path.write_text("")
