@@ -72,18 +72,37 @@ class Schedule:
         """The image term of a subject acts where last < sigma <= first; (first, last); before: see resolve_steps."""
         start, end = self.percents(subject)
         first = model_sampling.percent_to_sigma(start)
+        last = model_sampling.percent_to_sigma(end) if start < end else first
         if self.start_merge_step:
-            first = min(first, step_boundary(sigmas, self.start_merge_step - before))
-        return first, model_sampling.percent_to_sigma(end) if start < end else first
+            highest, lowest = steps_from(sigmas, self.start_merge_step - before)
+            first, last = min(first, highest), max(last, lowest)
+        return first, last
+
+
+def steps_from(sigmas: Tensor, step: int) -> tuple[float, float]:
+    """The sigmas (highest, lowest) of a run from a step on. Those of an unsampling rise."""
+    boundary = step_boundary(sigmas, step)
+    return (math.inf, boundary) if rising(sigmas) else (boundary, -1.0)
+
+
+def steps_until(sigmas: Tensor, step: int) -> tuple[float, float]:
+    """The sigmas (highest, lowest) of a run before a step."""
+    boundary = step_boundary(sigmas, step)
+    return (boundary, -1.0) if rising(sigmas) else (math.inf, boundary)
 
 
 def step_boundary(sigmas: Tensor, step: int) -> float:
-    """A sigma between step - 1 and step of this run; below every step where the run has fewer, above it before 1."""
+    """A sigma between step - 1 and step of this run; beyond every step where the run has fewer, before all below 1."""
+    first, last = (-1.0, math.inf) if rising(sigmas) else (math.inf, -1.0)
     if step <= 0:
-        return math.inf
+        return first
     if step >= len(sigmas) - 1:
-        return -1.0
+        return last
     return float(sigmas[step - 1] + sigmas[step]) / 2
+
+
+def rising(sigmas: Tensor) -> bool:
+    return bool(sigmas[0] < sigmas[-1])
 
 
 def steps_before(sigmas: Tensor, noise: Tensor) -> int:
@@ -107,9 +126,9 @@ def resolve_steps(conds: dict[str, list[dict]], sigmas: Tensor, before: int = 0)
     """
     for cond in (cond for entries in conds.values() for cond in entries):
         if FROM_STEP in cond:
-            narrow(cond, start=step_boundary(sigmas, cond[FROM_STEP] - before))
+            narrow(cond, *steps_from(sigmas, cond[FROM_STEP] - before))
         if UNTIL_STEP in cond:
-            narrow(cond, end=step_boundary(sigmas, cond[UNTIL_STEP] - before))
+            narrow(cond, *steps_until(sigmas, cond[UNTIL_STEP] - before))
 
 
 def keep_phases(conds: dict[str, list[dict]], model_sampling) -> None:
@@ -119,7 +138,7 @@ def keep_phases(conds: dict[str, list[dict]], model_sampling) -> None:
             narrow(cond, *map(model_sampling.percent_to_sigma, cond[RANGE]))
 
 
-def narrow(cond: dict, start: float = math.inf, end: float = -1.0) -> None:
+def narrow(cond: dict, start: float, end: float) -> None:
     """A conditioning acts where timestep_end <= sigma <= timestep_start."""
     cond["timestep_start"] = min(start, cond.get("timestep_start", start))
     cond["timestep_end"] = max(end, cond.get("timestep_end", end))

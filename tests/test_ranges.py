@@ -1,5 +1,7 @@
 """Ranges of sampling: other nodes' ranges on delayed text, and schedules that several samplers run in parts."""
 
+from dataclasses import replace
+
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_sampler
 import pytest
@@ -8,6 +10,7 @@ import torch
 import nodes as core
 from helpers import distance, random_subject, sample
 from mmdiff_model.sampling import apply_subjects
+from mmdiff_model.sampling.record import find_sampling
 from mmdiff_model.schedule import Schedule, steps_before
 from mmdiff_model.text import TextEncoding, encode_text
 
@@ -60,6 +63,31 @@ def test_a_range_cuts_the_phases(tiny, encoded):
     whole = sample(model, text, sigmas=sigmas)
     assert torch.equal(sample(model, both, sigmas=sigmas), whole)
     assert not torch.equal(sample(model, early, sigmas=sigmas), whole)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(0.3), Schedule(0.2, 0.8)])
+@pytest.mark.parametrize("restricted", [("positive",), ("negative",), ("positive", "negative")], ids="+".join)
+def test_an_area_has_its_other_side_in_each_phase(tiny, encoded, schedule, restricted):
+    """While the subject acts, a delayed prompt in an area is what it is without a delay."""
+    latents = []
+    for model, text in (encoded(schedule), encoded(Schedule())):
+        sides = {
+            name: core.ConditioningSetArea().append(getattr(text, name), 64, 128, 0, 0, 1.0)[0] for name in restricted
+        }
+        latents.append(sample(model, replace(text, **sides), sigmas=at(tiny, 0.5)))
+    assert distance(*latents) <= 1e-5
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_an_unsampling_counts_its_own_steps(tiny, encoded, step):
+    """The sigmas of FlipSigmas rise: text and image term begin with the same step there."""
+    model, text = encoded(Schedule(start_merge_step=step))
+    sigmas = at(tiny, 0.1, 0.3, 0.5, 0.7, 0.9)[-2::-1]
+    plain = TextEncoding(text.positive[:1], text.negative[:1])
+    before = sigmas[: step + 1]
+    assert torch.equal(sample(model, text, sigmas=before), sample(model, plain, sigmas=before))
+    sample(model, text, sigmas=sigmas)
+    assert find_sampling(model).record.steps(0) == list(range(step + 1, len(sigmas)))
 
 
 def test_a_range_without_the_image_half(tiny, encoded):

@@ -23,7 +23,7 @@ from helpers import (
 )
 from mmdiff_model.sampling import apply_subjects, last_routing
 from mmdiff_model.sampling.attention import MultimodalCrossAttention
-from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, Masks
+from mmdiff_model.sampling.routing import AUTO, MASKS, OFF, Masks, Part
 from mmdiff_model.schedule import Schedule
 
 pytestmark = pytest.mark.hosts
@@ -276,6 +276,18 @@ def test_strength_belongs_to_a_subject(with_subjects, text, anna, bert):
     assert torch.equal(silent, alone)
     double = record(with_subjects(replace(anna, strength=2.0)), text[2]).first() - without
     assert distance(double, 2 * alone) < 1e-4
+
+
+@pytest.mark.parametrize("side", [8, 16, 64, 1024])
+def test_a_mask_of_any_size_is_cut_where_it_is(side):
+    """An area sees its part of a mask to the latent, though the mask has larger pixels."""
+    mask = torch.zeros(side, side)
+    mask[:, : side // 2] = 1
+    for x in range(0, 97, 4):
+        part = Part(slice(0, 1), (0,), place=(128, 32, 0, x))
+        weights = Masks([mask], (128, 128)).weights(part, (64, 16)).view(64, 16)
+        border = [max(0.0, min(1.0, (64 - x - 2 * column) / 2)) for column in range(16)]
+        assert torch.allclose(weights, torch.tensor(border).expand(64, -1), atol=1e-6)
 
 
 @pytest.mark.parametrize("silent", [0, 1])

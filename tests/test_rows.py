@@ -158,7 +158,8 @@ def test_a_prompt_that_the_run_does_not_know_is_pointed_out(ours, text, caplog):
     assert caplog.text.count("a prompt that is not among the sampler's. It gets no subject.") == 1
 
 
-def test_a_replace_patch_of_a_hook_stays(tiny, ours, text):
+@pytest.mark.parametrize("neighbour", [lambda model: model, packs.past_apply_model], ids=["plain", "past_apply_model"])
+def test_a_replace_patch_of_a_hook_stays(tiny, ours, text, neighbour):
     """ComfyUI puts the model's replace patches over those of a conditioning's hooks; ours goes on top of theirs."""
 
     def half(q, k, v, extra_options):
@@ -171,7 +172,7 @@ def test_a_replace_patch_of_a_hook_stays(tiny, ours, text):
     patches = {"patches_replace": {"attn2": {packs.BLOCK: half}}}
     group.add(comfy.hooks.TransformerOptionsHook(patches, hook_scope=comfy.hooks.EnumHookScope.HookedOnly))
     hooked = replace(text, positive=comfy.hooks.set_hooks_for_conditioning(text.positive, group))
-    assert distance(sample(ours(), hooked, 1.0, sigmas=ONE_STEP), expected) <= FLOOR
+    assert distance(sample(neighbour(ours()), hooked, 1.0, sigmas=ONE_STEP), expected) <= FLOOR
     assert distance(sample(ours(), text, 1.0, sigmas=ONE_STEP), expected) > 0.01
 
 
@@ -264,6 +265,25 @@ def test_a_couple_keeps_the_base_prompts_class_words_apart(ours, text):
         assert distance(record(couple.on_model(ours(routing)), text).first(), plain) <= FLOOR
 
 
+@pytest.mark.parametrize("key", [None, *packs.LAYOUT_KEYS])
+def test_an_attention_couples_own_prompts_are_pointed_out(ours, text, caplog, key):
+    """Their triggers are not read: without masks every subject is in each of them."""
+    masks = torch.softmax(torch.arange(2.0), 0)[:, None, None].expand(-1, 64, 64)
+    couple = packs.AttentionCouple([text.negative[0][0].flip(1)], masks, key)
+    for routing in (MASKS, OFF):
+        sample(couple.on_model(ours(routing)), text, sigmas=TWO_STEPS)
+        assert caplog.text.count("whose triggers are not read") == (routing == OFF)
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_auto_says_that_it_reads_no_areas(ours, text, caplog, side):
+    area = {"area": (16, 8, 0, 0), "strength": 1.0}
+    half = [[embeddings, {**entry, **area}] for embeddings, entry in getattr(text, side)]
+    sample(ours(AUTO), replace(text, **{side: half}), sigmas=TWO_STEPS)
+    assert caplog.text.count("reads whole pictures. Choose 'masks' for areas") == 1
+    assert "another node" not in caplog.text
+
+
 def test_a_prompt_gets_the_subjects_that_it_calls(tiny, checkpoint, anna, bert, ours):
     """Two prompts of ours side by side: each is what it is with its subject alone on the model."""
     texts = {
@@ -319,6 +339,7 @@ def test_joined_prompts_that_lose_their_triggers_are_pointed_out(tiny, ours, tex
     (kept,) = join(text.positive, plain)
     routed, off = (sample(ours(routing), replace(text, positive=kept)) for routing in (AUTO, OFF))
     assert distance(routed, off) > 5e-4
+    assert ("put another text behind a prompt with triggers" in caplog.text) == (kept[0][0].shape[1] > 77)
 
 
 def test_an_attention_of_the_bases_own_is_passed_on(ours, text, tiny):

@@ -14,6 +14,7 @@ import comfy_extras.nodes_model_merging as merging
 import pytest
 import torch
 
+import neighbour_packs as packs
 from helpers import ONE_STEP, distance, encode, guider_for, noise_for, random_subject, record, run, sample
 from mmdiff_model.checkpoint import load_checkpoint
 from mmdiff_model.lora import held_strength, unet_patches
@@ -229,6 +230,8 @@ def test_a_lora_hook_reaches_image_k_and_v(tiny, checkpoint, anna, text):
     assert distance(expected, sample(ours, text, 1.0, sigmas=ONE_STEP)) > 0.01
     without = apply_subjects(tiny.model, checkpoint, [anna], 0.0)
     negative = sample(without, replace(text, positive=text.negative), 1.0, sigmas=ONE_STEP)
+    past = sample(packs.past_apply_model(ours), hooked(text, hook(tiny.model, 3)), 1.0, sigmas=ONE_STEP)
+    assert distance(past, expected) < FLOOR
     guided = sample(ours, hooked(text, hook(tiny.model, 3)), 5.0, sigmas=ONE_STEP)
     assert distance(guided, negative + 5 * (expected - negative)) < 1e-4
 

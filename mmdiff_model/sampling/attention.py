@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .image_term import add_image_term
-from .projection import BlockKey
+from .projection import BlockKey, Projected
 
 STEP = "mmdiff"  # the option that tells attentions of one model call what to do
 
@@ -75,8 +75,8 @@ class Attention(NamedTuple):
 class MultimodalCrossAttention:
     """An attn2 replace patch: what was there before, and the image term where the call's Step adds it.
 
-    It lives as long as one sampling run. `late` gives the Step of a call whose options lack one: packs that run the
-    UNet's blocks themselves pass by APPLY_MODEL.
+    It lives as long as one sampling run. `late` gives the Step, K and V and hooks' patches of a call whose options lack
+    a Step: packs that run the UNet's blocks themselves pass by APPLY_MODEL.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class MultimodalCrossAttention:
         image: tuple[Tensor, Tensor],
         previous: Callable | None = None,
         own: object | None = None,
-        late: Callable[[dict], object] | None = None,
+        late: Callable[[dict], tuple] | None = None,
     ):
         self.block = block
         self.image = image
@@ -93,9 +93,10 @@ class MultimodalCrossAttention:
         self.own = own
         self.late = late
 
-    def for_call(self, image: tuple[Tensor, Tensor], previous: Callable | None) -> "MultimodalCrossAttention":
-        """The same patch with K and V of other weights, or on another GPU, and over another patch."""
-        return self._with(image=image, previous=previous)
+    def for_call(self, image: Projected, replaced: dict[tuple, Callable]) -> "MultimodalCrossAttention":
+        """The same patch with K and V of other weights, or on another GPU, and over a patch that hooks bring."""
+        previous = replaced.get(self.block, replaced.get(self.block[:2], self.previous))
+        return self._with(image=image[self.block], previous=previous)
 
     def to(self, target) -> "MultimodalCrossAttention":
         """Where ComfyUI moves a call's patches (to a device, a dtype), the previous patch moves too.
@@ -111,8 +112,11 @@ class MultimodalCrossAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         """q (b, h w, width), k and v (b, keys, width) of the text -> (b, h w, width)."""
-        attention = Attention(self.block, q, k, v, self.image, extra_options, self.previous, self.own)
-        step = extra_options[STEP] if STEP in extra_options else self.late(extra_options)
+        step, patch = extra_options.get(STEP), self
+        if STEP not in extra_options:
+            step, *changed = self.late(extra_options)
+            patch = self.for_call(*changed)
+        attention = Attention(self.block, q, k, v, patch.image, extra_options, patch.previous, self.own)
         return attention.as_without_ours() if step is None else step.attend(attention)
 
 

@@ -6,8 +6,10 @@ the released code the tokens of others are masked), a positive one without any t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from uuid import uuid4
 
+from comfy.samplers import create_cond_with_same_area_if_none
 from torch import Tensor
 
 from ..schedule import FROM_STEP, RANGE, UNTIL_STEP
@@ -15,6 +17,7 @@ from ..subject import Subject, identify
 from ..text import CALLED, CLASS_WORDS, TOKENS, WRITTEN, WrittenWord
 
 Area = tuple[int, int, int, int]
+PHASE = (RANGE, FROM_STEP, UNTIL_STEP)
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Conditioning:
     subjects: those it calls, none where it is negative; words: (subject, token position) of its class words; period:
     after so many keys its text comes again; area (h, w, y, x) of the latent; text (1, tokens, width), as encoded.
     missing: those that it calls and the model does not carry, by number and name; `triggers` is False where it has
-    none. written: the class words of the others, for people.
+    none. written: the class words of the others, for people. joined: another text follows the prompt's own.
     """
 
     number: int
@@ -36,6 +39,7 @@ class Conditioning:
     missing: tuple[str, ...] = ()
     triggers: bool = True
     written: tuple[WrittenWord, ...] = field(default=(), compare=False)
+    joined: bool = False
 
     def place(self, size: tuple[int, int], latent: tuple[int, int]) -> Area | None:
         """The part of the latent (H, W) that a call of this size sees; None where it sees another one, a tile."""
@@ -62,7 +66,28 @@ def with_owners(conds: dict[str, list[dict]]) -> Iterator[tuple[str, dict, dict]
 def share_phases(conds: dict[str, list[dict]]) -> None:
     """Gives twins the phase of the text that they carry. In place."""
     for _, entry, owner in with_owners(conds):
-        entry.update({key: owner[key] for key in (RANGE, FROM_STEP, UNTIL_STEP) if key in owner})
+        entry.update({key: owner[key] for key in PHASE if key in owner})
+
+
+def add_twins(conds: dict[str, list[dict]]) -> None:
+    """Gives prompts and areas a twin in every phase of delayed text, where ComfyUI gave one in the first. In place."""
+    phases = dict.fromkeys(phase(entry) for entries in conds.values() for entry in entries)
+    for this in (found for found in phases if found != phase({})):
+        acting = {
+            name: [entry for entry in entries if phase(entry) in (this, phase({}))] for name, entries in conds.items()
+        }
+        for name, other in permutations(conds, 2):
+            for entry in list(acting[name]):
+                before = len(acting[other])
+                create_cond_with_same_area_if_none(acting[other], entry)
+                for twin in acting[other][before:]:
+                    twin.update({key: value for key, value in zip(PHASE, this, strict=True) if value is not None})
+                    conds[other].append(twin)
+
+
+def phase(entry: dict) -> tuple:
+    """The phase of delayed text that an entry is of; that of an entry without any is the empty one's."""
+    return tuple(entry.get(key) for key in PHASE)
 
 
 def find_conditionings(conds: dict[str, list[dict]], subjects: Sequence[Subject]) -> dict[object, Conditioning]:
@@ -103,7 +128,8 @@ def read_conditioning(
         word._replace(subject=carried[word.subject]) for word in entry[WRITTEN] if carried.get(word.subject) is not None
     )
     called = tuple(sorted({subject for subject in carried.values() if subject is not None}))
-    return Conditioning(number, called, words, period, area, text, missing, written=written)
+    joined = text.shape[1] > encoded
+    return Conditioning(number, called, words, period, area, text, missing, written=written, joined=joined)
 
 
 def match_subject(index: int, who: tuple[str, ...], carried: Sequence[tuple[str, ...]]) -> int | None:

@@ -23,7 +23,7 @@ from ..schedule import Schedule, keep_phases, resolve_steps, steps_before, whole
 from ..subject import Subject
 from . import routing as routings
 from .attention import STEP, MultimodalCrossAttention
-from .conditionings import Conditioning, find_conditionings, share_phases
+from .conditionings import Conditioning, add_twins, find_conditionings, share_phases
 from .patches import OURS, Patch, attention_patches, of_hooks, replaced_by_hooks
 from .projection import BlockKey, Projected, SubjectProjections, image_projections
 from .record import WRAPPER_KEY, Record, find_sampling
@@ -105,6 +105,7 @@ class SubjectSampling:
         transformer_options = extra_args["model_options"]["transformer_options"]
         before = transformer_options.get(STEPS_BEFORE, 0)
         share_phases(guider.conds)
+        add_twins(guider.conds)
         resolve_steps(guider.conds, sigmas, before)
         keep_phases(guider.conds, guider.inner_model.model_sampling)
         run = Run(self, guider, sigmas, before, noise)
@@ -175,7 +176,7 @@ class Run:
         for block, image in self.projected.items():
             own = getattr(self.module(self.model, block), "comfy_attention", None)
             previous = patches.get(block, patches.get(block[:2]))
-            patches[block] = MultimodalCrossAttention(block, image, previous, own, self.late_step)
+            patches[block] = MultimodalCrossAttention(block, image, previous, own, self.late_call)
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.APPLY_MODEL, WRAPPER_KEY, self.gate, transformer_options
         )
@@ -203,19 +204,21 @@ class Run:
         image = self.projections.of(model)
         step = self.step(model, transformer_options, len(x), tuple(x.shape[-2:]), c_crossattn)
         transformer_options = {**transformer_options, STEP: step}
-        theirs = replaced_by_hooks(model.current_patcher.current_hooks)
-        if theirs or image is not self.projected:
-            transformer_options["patches_replace"] = for_call(transformer_options["patches_replace"], image, theirs)
-        kwargs[f"mmdiff {step and step.trace} {sorted(theirs)}"] = None
+        replaced = replaced_by_hooks(model.current_patcher.current_hooks)
+        if replaced or image is not self.projected:
+            transformer_options["patches_replace"] = for_call(transformer_options["patches_replace"], image, replaced)
+        kwargs[f"mmdiff {step and step.trace} {sorted(replaced)}"] = None
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    def late_step(self, options: dict) -> Step | None:
-        """The step of a call that passed by the gate, from an attention's options; one for all its attentions."""
+    def late_call(self, options: dict) -> tuple[Step | None, Projected, dict]:
+        """What `gate` gives a call, for one that passed by it, from an attention's options; one for all of them."""
         call = options.get("uuids"), options.get("sigmas")
         if any(new is not old for new, old in zip(call, self.seen, strict=True)):
             self.seen = call
             size = tuple(options.get("original_shape", self.latent)[-2:])
-            self.late = self.step(self.model, options, None, size, None)
+            step = self.step(self.model, options, None, size, None)
+            replaced = replaced_by_hooks(self.model.current_patcher.current_hooks)
+            self.late = step, self.projections.of(self.model), replaced
         return self.late
 
     def step(
@@ -275,7 +278,13 @@ def doubts(subjects: Sequence[Subject], conditionings: Iterable[Conditioning], r
     if any(not c.triggers for c in positive) and any(c.triggers for c in positive):
         yield (
             "positive: a prompt without triggers stands beside prompts with them, and gets every subject of the model. "
-            "If it is to show none, sample it with the MODEL from before Apply MM-Diff, or give it a low fuse_scale."
+            "If it is to show none, choose routing 'masks', so that each stays in its region, or write its words into "
+            "the prompts with triggers."
+        )
+    if routing != OFF and any(c.joined and len(c.subjects) > 1 for c in conditionings):
+        yield (
+            "positive: ConditioningConcat put another text behind a prompt with triggers. Class words in that text are "
+            "not kept out of other subjects' regions; write both into one prompt."
         )
     if routing == AUTO and any(not c.triggers and len(c.subjects) > 1 for c in conditionings):
         yield (
@@ -313,12 +322,10 @@ def stretched(subjects: Sequence[Subject], latent: tuple[int, int]) -> Iterator[
             )
 
 
-def for_call(replaces: dict[str, dict], image: Projected, theirs: dict[tuple, Callable]) -> dict[str, dict]:
+def for_call(replaces: dict[str, dict], image: Projected, replaced: dict[tuple, Callable]) -> dict[str, dict]:
     """A call's replace patches with K and V of the weights that the call sees, over those that its hooks bring."""
     attn2 = {
-        block: patch.for_call(image[block], theirs.get(block, theirs.get(block[:2], patch.previous)))
-        if isinstance(patch, MultimodalCrossAttention)
-        else patch
+        block: patch.for_call(image, replaced) if isinstance(patch, MultimodalCrossAttention) else patch
         for block, patch in replaces["attn2"].items()
     }
     return {**replaces, "attn2": attn2}

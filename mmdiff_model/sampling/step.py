@@ -117,6 +117,11 @@ class Step:
                 f"a batch of {len(rows)} rows beside the sampler's {len(self.call.rows)} does not tell which prompt "
                 "each is of (another node changed the batch). Those rows get no subject. Sample without that node."
             )
+        if not self.routing.apart and any(not row.own and len(self.subjects(row.conditioning)) > 1 for row in rows):
+            self.say(
+                "an attention couple of another node paints with prompts of its own, whose triggers are not read: each "
+                "gets every subject of the prompt that it is coupled to. Choose routing 'masks' to keep them apart."
+            )
         groups: list[list[Row]] = []
         for row in rows:
             last = groups[-1] if groups else None
@@ -129,8 +134,14 @@ class Step:
             parts.append(self.part(slice(start, start + len(group)), group))
             start += len(group)
         for part in parts:
-            if part.subjects and (missing := self.routing.lacks(part)):
-                h, w = self.call.size
+            missing = part.subjects and self.routing.lacks(part)
+            h, w = self.call.size
+            if missing and part.place and not part.whole:
+                self.say(
+                    f"an area of {w} x {h} latents (ConditioningSetArea, on the positive or the negative prompt) is "
+                    f"routed 'off': routing '{self.routing.name}' reads whole pictures. Choose 'masks' for areas."
+                )
+            elif missing:
                 self.say(
                     f"rows of {w} x {h} latents beside the picture's {self.latent[1]} x {self.latent[0]} do not tell "
                     f"{missing} (tiles, windows or single rows of another node). They are routed 'off', routing "

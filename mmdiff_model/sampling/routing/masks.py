@@ -9,7 +9,7 @@ from .weights import Part, Routing
 
 
 class Masks(Routing):
-    """Regions of a latent (H, W), one for each subject, in the resolution of the finest.
+    """Regions of a latent (H, W), one for each subject, in the resolution of the finest, the latent's at least.
 
     A subject without one may go wherever no other subject's region is.
     """
@@ -18,7 +18,7 @@ class Masks(Routing):
 
     def __init__(self, regions: Sequence[Tensor | None], latent: tuple[int, int]):
         given = [region for region in regions if region is not None]
-        size = tuple(max(region.shape[axis] for region in given) for axis in (0, 1))
+        size = tuple(max(latent[axis], *(region.shape[axis] for region in given)) for axis in (0, 1))
         given = [None if region is None else resize_region(region, *size) for region in regions]
         rest = 1 - torch.stack([region for region in given if region is not None]).amax(dim=0)
         self.regions = torch.stack([rest if region is None else region for region in given])
