@@ -47,7 +47,7 @@ class Job:
 
 @dataclass
 class Figures:
-    """What a soak measured; memory is the server's, in MiB, around the fiftieth job and at the end."""
+    """What a soak measured; memory is the server's, in MiB, around the fiftieth job, at the end, and after each."""
 
     jobs: int = 0
     answers: dict[str, int] = field(default_factory=dict)
@@ -57,6 +57,7 @@ class Figures:
     memory_first: float = 0.0
     memory_last: float = 0.0
     plain_is_the_same: bool = False
+    memory: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -103,7 +104,8 @@ def soak(server, photo: str, jobs: int, seed: int = 0, show: Callable[[str], Non
     process = psutil.Process(server.process.pid)
     random = Random(seed)
     graphs = Graphs(photo, random)
-    figures, memory, begun = Figures(jobs), [], time.monotonic()
+    figures, begun = Figures(jobs), time.monotonic()
+    memory = figures.memory
     before = plain_picture(server, graphs, repeats=1)
     with ThreadPoolExecutor(CLIENTS) as clients:
         for burst in jobs_of(graphs, jobs):
