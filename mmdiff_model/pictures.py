@@ -1,8 +1,25 @@
 """Picture files: their endings, and their colours as a person sees them."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
 from PIL import Image, ImageOps
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
+
+
+class UnreadablePicture(ValueError):
+    """A file that Pillow does not read; the message says why."""
+
+
+def read(file: Path | BinaryIO, form: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
+    """A picture file in a form, as a person sees it where none is given. Raises UnreadablePicture."""
+    try:
+        with Image.open(file) as picture:
+            return (form or as_seen)(picture)
+    except Exception as error:  # Pillow's plug-ins raise whatever they like
+        raise UnreadablePicture(str(error) or type(error).__name__) from error
 
 
 def as_seen(picture: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from conftest import ROOT
 from mmdiff_model.annotation import writers
@@ -593,3 +593,20 @@ def test_the_sheet_shows_masks_words_and_reasons():
     assert sheet.shape == plain.shape
     assert (np.abs(sheet - plain).sum(axis=-1) > 60).mean() > 0.1
     assert draw_sheet(pictures * 12, results * 12).height > draw_sheet(pictures[:1], results[:1]).height
+
+
+def test_whatever_pillow_raises_is_an_unreadable_picture(tmp_path):
+    """Every bit of a picture's EXIF damaged in turn: Pillow's plug-ins raise struct.error and TypeError too."""
+    path, exif, raised = tmp_path / "a.jpg", Image.Exif(), set()
+    exif[0x0112], exif[0x011A], exif[0x010E] = 6, 72.0, "a dog"
+    Image.new("RGB", (80, 80)).save(path, exif=exif)
+    whole = path.read_bytes()
+    for bit in range(8 * 20, 8 * (whole.index(b"a dog") + 6)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            read_picture(path, 64)
+        except Rejected as error:
+            raised.add(type(error.__cause__.__cause__))
+    assert raised - {OSError, ValueError, SyntaxError, UnidentifiedImageError}

@@ -94,10 +94,13 @@ def run(options: argparse.Namespace) -> None:
     give_back = lock(output / LOCK_FILE)
     judges, settings, names = load(options, references, words) if chosen else (None, {}, {})
     if options.server:
-        paint(options, references, words, classes)
+        painted = paint(options, references, words, classes)
         if judges is None:
             return
-        files = read_pictures(options.pictures, list(references), options.prompt)
+        found = read_pictures(options.pictures, list(references), options.prompt)
+        files = [file for file in found if file.name in painted]
+        if others := len(found) - len(files):
+            say(f"{others} pictures of other prompts, seeds or subjects lie beside these and are not measured.")
     if options.boxes:
         without_word({subject for file in files for subject in file.subjects}, words, "--boxes")
     measure(options, output, files, judges, settings, names, classes is not None)
@@ -136,7 +139,10 @@ def without_word(subjects: set[str], words: dict[str, str], needing: str) -> Non
         raise ValueError(f"words: {needing} needs the class word of {lacking[0]}. Add --words {lacking[0]}=WORD.")
 
 
-def paint(options: argparse.Namespace, references: dict[str, list[Path]], words: dict[str, str], classes: Any) -> None:
+def paint(
+    options: argparse.Namespace, references: dict[str, list[Path]], words: dict[str, str], classes: Any
+) -> set[str]:
+    """Paints what the plan lacks -> the names of all its pictures."""
     from comfy_client import Client
     from mmdiff_model.evaluation.cases import BETWEEN, read_text
     from painting import Workflow, paint_all, plan
@@ -161,6 +167,7 @@ def paint(options: argparse.Namespace, references: dict[str, list[Path]], words:
         plan(subjects, words, lambda group: given if options.prompts else classes.prompts(group[0]), options.seeds)
     )
     paint_all(options.pictures, works, Workflow.read(options.workflow, client), references, client, say)
+    return {work.name for work in works}
 
 
 def load(
@@ -236,7 +243,7 @@ def measure(
         say(f"passed over: {problem}")
     if not done.lines:
         raise ValueError("pictures: none of them could be read.")
-    if unprompted := sum(not file.prompt for file in files) * bool(options.clip):
+    if unprompted := sum(not line.prompt for line in done.lines) * bool(options.clip):
         say(
             f"CLIP-T leaves out {unprompted} pictures without a prompt: put NAME.txt beside NAME.png, or give --prompt."
         )

@@ -279,12 +279,13 @@ def is_painted(folder: Path, work: Work) -> bool:
 def check_plan(folder: Path, workflow: Workflow, photos: dict[str, Path]) -> None:
     """Notes what the folder's pictures come from, and what a plan of an older version lacks.
 
-    Raises ValueError where it is another workflow, or another photo of a subject.
+    A folder without a picture has none. Raises ValueError where it is another workflow, or another photo of a subject.
     """
     path = folder / PLAN_FILE
     remedy = f"Choose another --pictures folder, or delete {path} to let both stand beside each other."
     now = hashlib.sha256(json.dumps(workflow.prompt, sort_keys=True).encode()).hexdigest()
-    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"workflow": now}
+    begun = path.is_file() and any(folder.rglob("*.png"))
+    noted = json.loads(path.read_text(encoding="utf-8")) if begun else {"workflow": now}
     if noted.get("workflow") != now:
         raise ValueError(f"pictures: {folder} was painted with another workflow or other settings of it. {remedy}")
     known = noted.setdefault("photos", {})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..pictures import ENDINGS, as_seen
+from ..pictures import ENDINGS, UnreadablePicture, read
 from .words import Rejected
 
 SMALLEST = 64
@@ -49,9 +49,8 @@ def read_picture(path: Path, size: int) -> Image.Image:
     Raises Rejected.
     """
     try:
-        with Image.open(path) as file:
-            picture = as_seen(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = read(path)
+    except UnreadablePicture as error:
         raise Rejected(UNREADABLE) from error
     if min(picture.size) < SMALLEST:
         raise Rejected(SMALL)

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..pictures import ENDINGS, as_seen
+from ..pictures import ENDINGS, UnreadablePicture, read
 
 BETWEEN = "+"
 CLASSES_FILE = "prompts_and_classes.txt"
@@ -57,9 +56,8 @@ def read_picture(path: Path) -> Tensor:
     Raises ValueError naming it.
     """
     try:
-        with Image.open(path) as file:
-            image = as_seen(file)
-    except Exception as error:  # PIL's plug-ins raise whatever they like
+        image = read(path)
+    except UnreadablePicture as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     return torch.from_numpy(np.array(image)).float() / 255
 

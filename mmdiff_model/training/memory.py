@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from .config import Settings
+from .config import Base, Settings
 from .constraint import NONE, AttentionConstraint
 from .encoders import attend_as_torch
 from .objective import PIXELS_PER_LATENT, Objective
@@ -72,6 +72,8 @@ class Memory:
 
 def report(config: Settings) -> str:
     """A table of the configuration's own memory and of what other settings would take. Raises ValueError."""
+    if not isinstance(config.base, Base):
+        raise ValueError("base: --estimate counts the memory of SDXL, and this configuration trains another base.")
     plan = config.plan
     options = {
         "as configured": config,

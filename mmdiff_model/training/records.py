@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..digest import LENGTH
-from ..pictures import as_seen, rgb
+from ..pictures import UnreadablePicture, as_seen, read, rgb
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 KEYS = {"id": int, "word": str, "start": int, "end": int, "reference": str | None}
@@ -212,9 +212,8 @@ class RecordReader:
 
     def pixels(self, file: str, form: Callable[[Image.Image], Image.Image], reason: str) -> np.ndarray:
         try:
-            with Image.open(io.BytesIO(self.source.read(file))) as picture:
-                return np.array(form(picture))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return np.array(read(io.BytesIO(self.source.read(file)), form))
+        except (OSError, UnreadablePicture) as error:
             raise self.bad(reason) from error
 
     def numbers(self) -> np.ndarray:

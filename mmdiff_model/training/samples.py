@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ..checkpoint import load_checkpoint
-from ..pictures import as_seen
+from ..pictures import UnreadablePicture, read
 from ..sampling import apply_subjects
 from ..sampling.routing import AUTO
 from ..subject import encode_subject
@@ -25,7 +25,7 @@ PIXELS_PER_LATENT = 8
 def paint(samples: Samples, base: BaseModels, checkpoint: Path, size: int) -> Image.Image:
     """The picture of `samples` with a checkpoint, size x size pixels. The base must be without training's hooks.
 
-    Raises OSError where a reference cannot be read, ValueError where they do not fit the prompt.
+    Raises ValueError where a reference cannot be read, or they do not fit the prompt.
     """
     mmdiff = load_checkpoint(checkpoint)
     photos = [read_photo(path) for path in samples.references]
@@ -47,6 +47,8 @@ def paint(samples: Samples, base: BaseModels, checkpoint: Path, size: int) -> Im
 
 
 def read_photo(path: Path) -> torch.Tensor:
-    """A photo as a person sees it, (h, w, 3) in 0..1. Raises OSError."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(as_seen(picture))).float() / 255
+    """A photo as a person sees it, (h, w, 3) in 0..1. Raises ValueError."""
+    try:
+        return torch.from_numpy(np.array(read(path))).float() / 255
+    except UnreadablePicture as error:
+        raise ValueError(f"samples.references: {path} cannot be read as a picture: {error}") from error
