@@ -70,7 +70,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # copies: a tensor that stays a view of the file changes, or ends the process, when that is overwritten
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # besides its own, the library raises what its parsers and PyTorch raise
         raise CheckpointError(f"'{path.name}' is truncated or not a .safetensors file") from error
     if (version := metadata.get("format_version", FORMAT_VERSION)) not in (FORMAT_VERSION, *OLD_VERSIONS):
@@ -81,10 +82,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def check_readable(path: Path) -> None:
-    """Raises CheckpointError on a file or folder without the right to read it, which is not a damaged one."""
+    """Raises CheckpointError on what is there and no file, a pipe for example, and on a file without the right to read
+    it, which is not a damaged one."""
     try:
-        if path.exists():
+        if path.is_file():
             path.open("rb").close()
+        elif path.exists():
+            raise CheckpointError(f"'{path.name}' is not a file")
     except OSError as error:
         problem = f"'{path.name}' cannot be read ({error.strerror})"
         raise CheckpointError(problem, "Give the right to read it") from error
@@ -138,6 +142,8 @@ def _check_tensors(tensors: dict[Any, Any], file: str) -> None:
 
 def _shown(name: Any) -> str:
     """A name from a file, short enough for a message."""
+    if isinstance(name, tuple | frozenset):  # one that holds itself many times is written out without end
+        return f"a {type(name).__name__}"
     return f"'{name[:100]}'" if isinstance(name, str) else repr(name)[:100]
 
 

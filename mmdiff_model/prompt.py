@@ -125,7 +125,7 @@ def check_triggers(prompt: str, subjects: int) -> None:
 
 def check_negative(prompt: str) -> None:
     """Raises ValueError on a trigger, which the text encoders would read as words."""
-    if TRIGGER.search(prompt):
+    if ALMOST.search(prompt):
         raise ValueError(
             "negative: a trigger <|subj|> stands in the negative prompt, where it calls nobody. Take it out; how the "
             "negative prompt is fused is the input negative_fusion."

@@ -84,6 +84,8 @@ def load_subject(path: Path) -> Subject:
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and tensors of a .safetensors, from one reading of it. Raises SubjectFileError."""
+    if path.exists() and not path.is_file():
+        raise SubjectFileError(f"'{path.name}' is not a file")
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)

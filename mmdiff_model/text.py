@@ -100,6 +100,12 @@ def encode_text(
         subjects_of = {CLASS_WORDS: keys, CALLED: called, WRITTEN: written}
         encoded.positive.extend(fuse.encode(strip_triggers(positive), active, options | subjects_of))
         encoded.negative.extend(fuse.encode(negative, {} if clean_negative else active, options))
+    for source, side in (("positive", encoded.positive), ("negative", encoded.negative)):
+        if not all(embeddings.isfinite().all() for embeddings, _ in side):
+            raise ValueError(
+                f"{source}: the encoded prompt holds numbers that are not finite, and would paint black. A weight in "
+                "it is too large, or one of its embeddings or subjects is damaged."
+            )
     return encoded
 
 
@@ -144,6 +150,9 @@ def find_class_words(clip: CLIP, prompt: str, subjects: Sequence[int]) -> dict[s
                 chunk, position = _last_token(clip, embedding, before, clean[key])
             except ValueError as error:
                 raise PromptError(prompt, str(error), match.start()) from None
+            if not fits(clip, key, dict(clean[key])[chunk, position]):
+                problem = f"a trigger follows {embedding}, which is not an embedding of SDXL's text encoders"
+                raise PromptError(prompt, problem, match.start())
             words[key].append(ClassWord(subject, chunk, position))
             _check_owner(prompt, words[key], match.start())
     return words
@@ -184,6 +193,13 @@ def _real_tokens(rows: list[list[tuple]]) -> list[tuple[tuple[int, int], int | T
         for position, (token, _, word_id) in enumerate(row)
         if word_id > 0
     ]
+
+
+def fits(clip: CLIP, key: str, token: int | Tensor) -> bool:
+    """Whether a token is one of this encoder's: the vector of another model's embedding, which ComfyUI leaves out, is
+    not."""
+    encoder = getattr(clip.cond_stage_model, f"clip_{key}").transformer
+    return not torch.is_tensor(token) or token.shape[-1] == encoder.get_input_embeddings().embedding_dim
 
 
 def _is_marker(token: int | Tensor) -> bool:
@@ -260,7 +276,8 @@ class TextFusion:
         rows = {
             key: [[(token, weight) for token, weight, _ in row] for row in chunks] for key, chunks in tokens.items()
         }
-        if words and words["l"]:
+        words = self._whole_words(rows, words)
+        if words["l"]:
             for key, vectors in zip(ENCODERS, self._fuse(rows, words), strict=True):
                 for word, vector in zip(words[key], vectors, strict=True):
                     rows[key][word.chunk][word.position] = (vector, rows[key][word.chunk][word.position][1])
@@ -269,6 +286,18 @@ class TextFusion:
         for embeddings, entry in conditioning:
             entry[TOKENS] = (count, embeddings.shape[1])
         return conditioning
+
+    def _whole_words(self, rows: Tokens, words: dict[str, list[ClassWord]]) -> dict[str, list[ClassWord]]:
+        """Without those where another model's embedding stands, as it may in a negative prompt."""
+        whole = [
+            pair
+            for pair in zip(*(words.get(key, ()) for key in ENCODERS), strict=True)
+            if all(
+                fits(self.clip, key, rows[key][word.chunk][word.position][0])
+                for key, word in zip(ENCODERS, pair, strict=True)
+            )
+        ]
+        return {key: [pair[i] for pair in whole] for i, key in enumerate(ENCODERS)}
 
     @torch.no_grad()
     def _fuse(self, rows: Tokens, words: dict[str, list[ClassWord]]) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Autogrow input arrives with its connected names alone.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
 
@@ -30,8 +31,13 @@ def validation(*checks: Callable[[], object]) -> bool | str:
         try:
             check()
         except (ValueError, FileNotFoundError) as error:
-            return str(error)
+            return printable(str(error))
     return True
+
+
+def printable(text: str) -> str:
+    """Text without halves of emojis and bytes of names that are no UTF-8, which end ComfyUI's worker in a message."""
+    return text.encode(errors="replace").decode()
 
 
 def checked(execute: Callable) -> Callable:
@@ -44,10 +50,12 @@ def checked(execute: Callable) -> Callable:
         try:
             return execute(cls, *args, **inputs)
         except Exception as error:
-            if not type(error).__module__.startswith(f"{PACK}."):
+            text = "".join(traceback.format_exception(error))
+            whole = text == printable(text)
+            if whole and not type(error).__module__.startswith(f"{PACK}."):
                 raise
             plain = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
-            raise plain(str(error)) from error
+            raise plain(printable(str(error))) from (error if whole else None)
 
     return run
 

@@ -1,6 +1,7 @@
 """Checkpoints in every layout and dtype, and every kind of damaged file."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from mmdiff_model.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mmdiff_model.checkpoint_files import read_safetensors
 from mmdiff_model.digest import fingerprint
+from mmdiff_model.subject_file import SubjectFileError, load_subject
 from mmdiff_model.vision import check_clip_vision
 from tiny_pack.checkpoint import write_official_checkpoint
 
@@ -397,3 +400,29 @@ def test_vision_weights_of_another_encoder(checkpoint, tiny):
     other = replace(checkpoint, vision={"vision_model.encoder.layers.9.mlp.fc1.bias": torch.zeros(3)})
     with pytest.raises(ValueError, match="clip_vision: the checkpoint .* tunes 'vision_model.encoder.layers.9.*lacks"):
         check_clip_vision(tiny.clip_vision, other)
+
+
+def test_a_file_overwritten_in_place_changes_nothing_that_was_read(single, tmp_path):
+    """As `cp` does it: a tensor that is a view of the file would change, or end the process."""
+    path = tmp_path / "changing.safetensors"
+    path.write_bytes(single.read_bytes())
+    tensors, _ = read_safetensors(path)
+    before = {key: tensor.clone() for key, tensor in tensors.items()}
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tensors.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_is_no_file(folder, tmp_path):
+    """Opening one waits for a writer that never comes."""
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match=r"'pipe.safetensors' is not a file"):
+        load_checkpoint(pipe)
+    with pytest.raises(SubjectFileError, match=r"'pipe.safetensors' is not a file"):
+        load_subject(pipe)
+    (folder / "custom_weights.bin").unlink()
+    os.mkfifo(folder / "custom_weights.bin")
+    with pytest.raises(CheckpointError, match=r"'custom_weights.bin' is not a file"):
+        load_checkpoint(folder)

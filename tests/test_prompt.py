@@ -6,8 +6,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from helpers import random_subject
 from mmdiff_model.prompt import WHERE, PromptError, strip_triggers, trigger_subjects
-from mmdiff_model.text import ENCODERS, find_class_words
+from mmdiff_model.text import ENCODERS, encode_text, find_class_words
 
 pytestmark = pytest.mark.hosts
 
@@ -131,3 +132,24 @@ def test_misplaced_triggers(prompt, problem, tiny):
     with pytest.raises(PromptError, match=problem) as error:
         positions(tiny, prompt, 2)
     assert f'"{prompt}"' in str(error.value)
+
+
+def test_another_models_embedding(tiny, checkpoint, models_folder):
+    """One of SD 1.5 has the first encoder's width alone: ComfyUI leaves it out of the second."""
+    file, anna = models_folder / "embeddings" / "easynegative.safetensors", random_subject(checkpoint, 1)
+    save_file({"emb_params": torch.randn(3, 192)}, file)
+    try:
+        text = encode_text(tiny.clip, checkpoint, [anna], "a man<|subj|>", "embedding:easynegative, blurry")
+        assert all(embeddings.isfinite().all() for embeddings, _ in text.negative)
+        with pytest.raises(PromptError, match="not an embedding of SDXL's text encoders"):
+            encode_text(tiny.clip, checkpoint, [anna], "embedding:easynegative<|subj|> dancing", "")
+    finally:
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "source, prompts", [("positive", ("(a man<|subj|>:1e39)", "")), ("negative", ("a man<|subj|>", "(x:1e39)"))]
+)
+def test_numbers_that_end_in_nan_are_refused(tiny, checkpoint, source, prompts):
+    with pytest.raises(ValueError, match=f"^{source}: the encoded prompt holds numbers that are not finite"):
+        encode_text(tiny.clip, checkpoint, [random_subject(checkpoint, 1)], *prompts)

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import traceback
 
 import comfy_extras.nodes_mask
 import folder_paths
@@ -17,7 +18,7 @@ from mm_diff_pack.nodes.encode_subject import MMDiffEncodeSubject
 from mm_diff_pack.nodes.evaluate import report_path
 from mm_diff_pack.nodes.mix import MMDiffMixSubjects
 from mm_diff_pack.nodes.report import MMDiffReport
-from mm_diff_pack.nodes.subjects import MMDiffSaveSubject, MMDiffSubjectRegion
+from mm_diff_pack.nodes.subjects import MMDiffLoadSubject, MMDiffSaveSubject, MMDiffSubjectRegion
 from mm_diff_pack.nodes.write_record import MMDiffWriteRecord
 
 from helpers import random_subject
@@ -215,3 +216,18 @@ def test_a_prefix_has_folders_with_either_slash(tmp_path, monkeypatch):
     path = report_path("x" * 200 + "\\" + "y" * 100, 64, 64)
     assert path.parent == tmp_path / ("x" * 200)
     path.write_text("")
+
+
+@pytest.mark.parametrize("name", ["Andr\udce9.safetensors", "half\ud83d.safetensors"])
+def test_messages_of_odd_names_can_be_printed(models_folder, name):
+    """ComfyUI logs the whole traceback and sends the message; what cannot be encoded ends its worker."""
+    path = models_folder / "mmdiff_subjects" / "Andr\udce9.safetensors"
+    path.write_bytes(b"damaged")
+    try:
+        with pytest.raises((ValueError, FileNotFoundError)) as failure:
+            MMDiffLoadSubject.execute(file=name)
+        "".join(traceback.format_exception(failure.value)).encode()
+    finally:
+        path.unlink()
+    said = MMDiffSubjectRegion.validate_inputs(name=f"|{name}")
+    assert said.startswith("name:") and said.encode()

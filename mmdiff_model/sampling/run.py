@@ -145,6 +145,11 @@ class Run:
         projections = image_projections(self.model, plan.checkpoint.unet_lora)
         self.projections = SubjectProjections(projections, torch.cat(tokens), scale)
         self.projected = self.projections.of(self.model)
+        if not torch.stack([side.isfinite().all() for pair in self.projected.values() for side in pair]).all():
+            raise ValueError(
+                "subjects: their tokens give numbers that are not finite with this model, and would paint black. A "
+                "subject or the checkpoint is damaged: load or encode them anew."
+            )
         self.modules = {projection.block: projection.module for projection in projections}
         self.lengths = tuple(len(group) for group in tokens)
         self.ranges = [
