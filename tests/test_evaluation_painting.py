@@ -150,6 +150,15 @@ def test_what_was_painted_otherwise_is_not_taken_for_this(tmp_path):
         paint_all(tmp_path, [work(subjects=("anna", "bob"))], workflow, references, GONE, print)
 
 
+def test_a_plan_that_painted_nothing_binds_nobody(tmp_path):
+    """A mistake that the first picture shows, such as a batch of two, is mended in the workflow and the folder stays."""
+    paint_all(tmp_path, [], Workflow({"1": {}}, "6", (("1",),)), {}, GONE, print)
+    paint_all(tmp_path, [], Workflow(PAIR, "6", (("1",),)), {}, GONE, print)
+    (tmp_path / "000_01.png").write_bytes(b"a picture")
+    with pytest.raises(ValueError, match="was painted with another workflow"):
+        paint_all(tmp_path, [], Workflow({"1": {}}, "6", (("1",),)), {}, GONE, print)
+
+
 def test_another_first_photo_of_a_subject_is_another_plan(tmp_path):
     workflow, photos = Workflow(PAIR, "6", (("1",),)), tmp_path / "references"
     photos.mkdir()

@@ -178,6 +178,11 @@ def test_a_loss_that_becomes_nan_names_step_and_batch(configure):
     assert "error: step " in printed and "batch: " in printed and "nothing has been saved yet" in printed
 
 
+def test_the_memory_of_another_base_is_not_estimated(configure):
+    done = subprocess.run([*command(configure()), "--estimate"], capture_output=True, text=True)
+    assert done.returncode == FAILED and "error: base: --estimate counts the memory of SDXL" in done.stderr
+
+
 def test_the_memory_estimate():
     done = subprocess.run(
         [*command(ROOT / "configs" / "sdxl_subject.yaml"), "--estimate"], capture_output=True, text=True
