@@ -109,7 +109,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, overwrite: bool = 
     """Writes one .safetensors with readable names; a failed write leaves nothing behind. Raises OSError."""
     tensors = checkpoint.tensors()
     metadata = describe(checkpoint.variant, checkpoint.sizes, tensors, checkpoint.text_encoder_2_lora)
-    write_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata, Path(path), overwrite)
+    apart = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    write_safetensors(apart, metadata, Path(path), overwrite)
 
 
 def describe(variant: str, sizes: Sizes, tensors: dict[str, Tensor], text_encoder_2_lora: bool) -> dict[str, str]:

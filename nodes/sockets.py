@@ -43,8 +43,9 @@ def connected_subjects(
     connected = {name: subject for name, subject in subjects.items() if subject is not None}
     if not connected:
         raise ValueError("subjects: no subject is connected. Connect the output of Encode MM-Diff Subject.")
-    first = next(iter(connected.values()))
-    owner, variant, space = ("first subject", first.variant, first.space)
+    # a digest of an older version is a part of a newer one's
+    first = max(connected.values(), key=lambda subject: len(subject.space))
+    owner, variant, space = ("other subjects", first.variant, first.space)
     wanted = (*first.cls.shape, *first.tokens.shape[1:])
     if checkpoint is not None:
         wanted = (checkpoint.sizes.cls_dim, checkpoint.sizes.num_tokens, checkpoint.sizes.context_dim)

@@ -151,7 +151,7 @@ def test_what_was_painted_otherwise_is_not_taken_for_this(tmp_path):
 
 
 def test_a_plan_that_painted_nothing_binds_nobody(tmp_path):
-    """A mistake that the first picture shows, such as a batch of two, is mended in the workflow and the folder stays."""
+    """A mistake that the first picture shows, such as a batch of two, is mended in the workflow; the folder stays."""
     paint_all(tmp_path, [], Workflow({"1": {}}, "6", (("1",),)), {}, GONE, print)
     paint_all(tmp_path, [], Workflow(PAIR, "6", (("1",),)), {}, GONE, print)
     (tmp_path / "000_01.png").write_bytes(b"a picture")
