@@ -138,7 +138,7 @@ def facts_of(
     steps, sigmas, coverage = None, None, ()
     if record:
         acted = record.steps(index)
-        if acted:
+        if acted and subject.strength and sampling.fuse_scale:
             steps = (record.before + acted[0], record.before + acted[-1])
             sigmas = (record.sigmas[acted[0] - 1], record.sigmas[acted[-1] - 1])
         if record.routed is not None:
