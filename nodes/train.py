@@ -160,13 +160,11 @@ class MMDiffTrain(io.ComfyNode):
         return io.NodeOutput(load_checkpoint(session.checkpoint), plot, ui=preview)
 
     @classmethod
-    def fingerprint_inputs(cls, data: str | None = None, name: str | None = None, **options) -> str:
-        """Also of what changes under the same names: the records, and a training's folder that was deleted."""
+    def fingerprint_inputs(cls, data: str | None = None, **options) -> str:
+        """Also of the records, which change under the same name."""
         from ..mmdiff_model.training.records import Records
-        from ..mmdiff_model.training.session import CHECKPOINT_FILE
 
-        records = "" if data is None else Records.open([data_path(data)]).digest()
-        return f"{records} {name is not None and (output_folder(name) / CHECKPOINT_FILE).is_file()}"
+        return "" if data is None else Records.open([data_path(data)]).digest()
 
     @classmethod
     def validate_inputs(cls, data=None, name=None, variant=None, face_analysis=NOT_CONNECTED) -> bool | str:
