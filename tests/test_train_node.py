@@ -1,6 +1,5 @@
 """Train MM-Diff in a live server: a data folder becomes a checkpoint; cancelling keeps it; the base stays as it was."""
 
-import shutil
 import sys
 import threading
 import time
@@ -148,8 +147,6 @@ def test_a_name_goes_with_its_data(server, records):
     server.run(graph(**widgets))
     (folder / "log.csv").unlink()
     assert server.run(graph(**widgets))["train"]["text"][0].startswith("This training was finished at step 1.")
-    shutil.rmtree(folder)
-    assert server.run(graph(**widgets))["train"]["text"] == ["Trained 1 step."]
     server.run(graph(**widgets))
     write_records(data / "dogs", scenes[:4])
     refused = r"was started with another data set than this one \(3 records .*, now {} records .* choose another name"
