@@ -1,5 +1,6 @@
 """Train MM-Diff in a live server: a data folder becomes a checkpoint; cancelling keeps it; the base stays as it was."""
 
+import shutil
 import sys
 import threading
 import time
@@ -136,6 +137,13 @@ def test_cancelling_keeps_what_was_trained_and_running_again_goes_on(server, rec
     ]
 
 
+def anew(server, widgets: dict) -> dict:
+    """What a training shows that ComfyUI has no cached answer of."""
+    server.post("/free", {"free_memory": True})
+    time.sleep(1)
+    return server.run(graph(**widgets))
+
+
 @pytest.mark.live
 def test_a_name_goes_with_its_data(server, records):
     """Other data, or records that were added, are neither trained on top nor answered with the old checkpoint."""
@@ -146,6 +154,9 @@ def test_a_name_goes_with_its_data(server, records):
         write_records(data / name, chosen)
     server.run(graph(**widgets))
     (folder / "log.csv").unlink()
+    assert anew(server, widgets)["train"]["text"][0].startswith("This training was finished at step 1.")
+    shutil.rmtree(folder)
+    assert anew(server, widgets)["train"]["text"] == ["Trained 1 step."]
     write_records(data / "dogs", scenes[:4])
     refused = r"was started with another data set than this one \(3 records .*, now {} records .* choose another name"
     with pytest.raises(PromptError, match=refused.format(4)):
