@@ -26,7 +26,7 @@ TENSOR_GROUPS = ("vision", "text_lora", "unet_lora")
 ADAPTER_GROUPS = ("cls_head", "text_fusion_1", "text_fusion_2", *TOKENS_GROUP.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A loaded checkpoint: the adapter under a ModelPatcher, the tuned part of CLIP and the LoRAs as plain tensors.
 

@@ -112,7 +112,7 @@ def largest_face(analysis: Any, photo: Tensor) -> Face | None:
     return _align(image, _choose(found, LARGEST, 1, "photo")) if found else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FaceFinder:
     """`largest_face` of an analysis."""
 

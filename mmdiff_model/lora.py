@@ -21,18 +21,19 @@ IMAGE_LORAS = ("to_k_lora_image", "to_v_lora_image")
 # where comfy.weight_adapter keeps a DoRA's scale, in the adapters that are sums without one
 DORA_SCALE = {"lora": 4, "loha": 7, "lokr": 8}
 
-BLOCK_NAME = re.compile(
+# as text, for the import of the pack shall be quick: `re` compiles a pattern at its first use, and keeps it
+BLOCK_NAME = (
     r"(?:(?P<side>down|up)_blocks\.(?P<block>[0-9]{1,4})|mid_block)\.attentions\.(?P<attention>[0-9])"
     r"\.transformer_blocks\.(?P<number>[0-9]{1,4})"
 )
-OFFICIAL_UNET_KEY = re.compile(r"[0-9]{1,4}\.[a-z_]+\.(?:down|up)\.weight")
+OFFICIAL_UNET_KEY = r"[0-9]{1,4}\.[a-z_]+\.(?:down|up)\.weight"
 
 TEXT_MODULES = r"(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])"
-KOHYA_KEY = re.compile(
+KOHYA_KEY = (
     rf"lora_te(1|2)_text_model_encoder_layers_([0-9]{{1,4}})_{TEXT_MODULES}\.(lora_down\.weight|lora_up\.weight|alpha)"
 )
-OLD_DIFFUSERS_KEY = re.compile(r"(.+\.self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
-DIFFUSERS_KEY = re.compile(
+OLD_DIFFUSERS_KEY = r"(.+\.self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight"
+DIFFUSERS_KEY = (
     r"text_encoder(?:_2)?\.text_model\.encoder\.layers\.[0-9]{1,4}\.(?:self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12])"
     r"\.(?:lora_linear_layer\.(?:down|up)\.weight|alpha)"
 )
@@ -80,7 +81,7 @@ def check_attentions(found: set[str]) -> None:
     (the small world's) may have none."""
     places = []
     for name in sorted(found):
-        match = BLOCK_NAME.fullmatch(name)
+        match = re.fullmatch(BLOCK_NAME, name)
         if not match or max(int(match["number"]), int(match["block"] or 0)) > len(found):
             raise ValueError(f"'{name[:100]}' is not an attention of an SDXL UNet")
         places.append((match["side"], *(int(match[part] or 0) for part in ("block", "attention", "number"))))
@@ -105,7 +106,7 @@ def name_unet_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Raises ValueError on other keys, and where an attention is missing.
     """
-    if strange := [key for key in official if not OFFICIAL_UNET_KEY.fullmatch(key)]:
+    if strange := [key for key in official if not re.fullmatch(OFFICIAL_UNET_KEY, key)]:
         raise ValueError(f"'{strange[0][:100]}' is not a key of a UNet LoRA")
     pairs = len({key.split(".")[0] for key in official}) // 2
     queries = [f"{2 * pair}.to_q_lora.up.weight" for pair in range(pairs)]
@@ -129,14 +130,14 @@ def name_text_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     named = {}
     for key, tensor in official.items():
-        if kohya := KOHYA_KEY.fullmatch(key):
+        if kohya := re.fullmatch(KOHYA_KEY, key):
             encoder, layer, module, part = kohya.groups()
             module = module.replace("self_attn_", "self_attn.").replace("mlp_", "mlp.")
             part = part.replace("lora_", "lora_linear_layer.")
             key = f"text_encoder{'' if encoder == '1' else '_2'}.text_model.encoder.layers.{layer}.{module}.{part}"
-        elif old := OLD_DIFFUSERS_KEY.fullmatch(key):
+        elif old := re.fullmatch(OLD_DIFFUSERS_KEY, key):
             key = "{}.{}_proj.lora_linear_layer.{}.weight".format(*old.groups())
-        if not DIFFUSERS_KEY.fullmatch(key):
+        if not re.fullmatch(DIFFUSERS_KEY, key):
             raise ValueError(f"'{key[:100]}' is not a key of a text encoder LoRA")
         if key in named:
             raise ValueError(f"'{key}' is there twice, in two layouts")

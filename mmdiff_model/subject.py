@@ -20,7 +20,7 @@ THUMBNAIL = 128
 FAR = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Face:
     """A face: ArcFace `embedding` (512,) of unit norm, aligned `crop` (224, 224, 3) in 0..1, detection `score`."""
 
@@ -29,7 +29,7 @@ class Face:
     score: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """CLS (768,) for the text, tokens (photos, 4, 2048) for the image branch, and where and how strongly they act.
 

@@ -62,7 +62,7 @@ class WrittenWord(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextEncoding:
     """Conditionings of one prompt pair as ComfyUI passes them: lists of [embeddings (1, 77 c, 2048), options]."""
 

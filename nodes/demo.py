@@ -8,7 +8,6 @@ from comfy_api.latest import io
 
 from ..mmdiff_model.checkpoint import load_checkpoint
 from ..small_world import ADAPTER_FILE, WEIGHTS
-from ..small_world.drawing import reference
 from ..small_world.looks import WORDS, sample_look
 from ..small_world.poses import ACTIONS, REFERENCE_ACTIONS
 from .checks import checked
@@ -81,6 +80,8 @@ class MMDiffDemoCharacter(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, word: str, seed: int, photos: int = 1) -> io.NodeOutput:
+        from ..small_world.drawing import reference
+
         random = Random(f"demo {word} {seed}")
         look = sample_look(random, held_out=True, word=word)
         pictures = [reference(look, random, random.choice(REFERENCE_ACTIONS), PICTURE_SIZE) for _ in range(photos)]

@@ -20,8 +20,9 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 DEMOS = [path for path in WORKFLOWS if path.stem.startswith("MM-Diff Demo ")]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+# not as soon as there is a graph: the page still restores its last workflow into it
 READY = """() => window.app?.extensionManager?.workflow.activeWorkflow && !window.app.extensionManager.spinner
-    && window.LiteGraph.registered_node_types.MMDiffApply"""  # later than the graph: the last workflow is restored into it
+    && window.LiteGraph.registered_node_types.MMDiffApply"""
 START_MILLISECONDS = 60_000
 PANEL_MILLISECONDS = 5_000
 OPEN = """async (workflow) => {

@@ -20,7 +20,7 @@ Area = tuple[int, int, int, int]
 PHASE = (RANGE, FROM_STEP, UNTIL_STEP)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """One conditioning of a run; its number is its place among them.
 

@@ -24,7 +24,7 @@ Projected = dict[BlockKey, tuple[Tensor, Tensor]]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection:
     """Image K and V of one cross-attention: where it is in ComfyUI's UNet, and its LoRAs as (down, up) pairs."""
 

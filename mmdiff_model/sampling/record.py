@@ -18,7 +18,7 @@ WRAPPER_KEY = "mmdiff"
 NO_SUBJECTS = "this MODEL carries no subjects. Connect the MODEL that Apply MM-Diff gave and the KSampler used."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
     """One sampling run of a model with subjects.
 

@@ -15,7 +15,7 @@ from .rows import UNKNOWN, Call, Row, coupled_rows, is_coupled, rows_by_text
 Keys = Callable[[BlockKey], tuple[Sequence[Conditioning], list[Tensor]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """What the cross-attentions of one model call do with each row of the batch.
 

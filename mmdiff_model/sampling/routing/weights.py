@@ -63,7 +63,7 @@ class Routing:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Routed:
     """Weights of the acting subjects at one resolution, as attention needs them.
 
