@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ..mmdiff_model.checkpoint import load_checkpoint
 from ..small_world import ADAPTER_FILE, WEIGHTS
-from ..small_world.looks import WORDS, sample_look
-from ..small_world.poses import ACTIONS, REFERENCE_ACTIONS
+from ..small_world.drawn.looks import WORDS, sample_look
+from ..small_world.drawn.poses import ACTIONS, REFERENCE_ACTIONS
 from .checks import checked
 from .sockets import MMDiff
 
@@ -39,7 +39,7 @@ class MMDiffDemoModels(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls) -> io.NodeOutput:
-        from ..small_world.models import load_clip, load_model, load_vae, load_vision
+        from ..small_world.family.models import load_clip, load_model, load_vae, load_vision
 
         models = (load(WEIGHTS) for load in (load_model, load_clip, load_vae, load_vision))
         return io.NodeOutput(*models, load_checkpoint(WEIGHTS / ADAPTER_FILE))
@@ -80,7 +80,7 @@ class MMDiffDemoCharacter(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, word: str, seed: int, photos: int = 1) -> io.NodeOutput:
-        from ..small_world.drawing import reference
+        from ..small_world.drawn.drawing import reference
 
         random = Random(f"demo {word} {seed}")
         look = sample_look(random, held_out=True, word=word)
@@ -121,7 +121,7 @@ class MMDiffDemoScenes(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, word: str, count: int, seed: int) -> io.NodeOutput:
-        from ..small_world.scenes import scene_of
+        from ..small_world.drawn.scenes import scene_of
 
         scenes = [scene_of(word, seed, number) for number in range(count)]
         pictures, masks = (

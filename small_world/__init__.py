@@ -1,10 +1,7 @@
 """A small world of drawn characters, and a shrunken SDXL family trained in it from nothing.
 
-    python -m small_world.drive --folder FOLDER      # all phases of the training; run again to continue
-
-The world (looks, heads, drawing, poses, backgrounds, captions, scenes, records) needs numpy and Pillow alone. The
-models (models, vocabulary, transformers) are ComfyUI's own classes at small sizes, trained by train_*.py; the trained
-ones come with the pack in WEIGHTS.
+drawn: the pictures, from seeds. family: the models, ComfyUI's own classes at small sizes. phases: their trainings.
+measured: the evaluation. The trained weights come with the pack in WEIGHTS; the demo nodes need drawn and family alone.
 """
 
 from pathlib import Path

@@ -90,7 +90,8 @@ def checkpoint(official_folder):
 def small_weights(tmp_path_factory) -> Path:
     """Untrained weights of the small world's whole family, saved as trained ones are."""
     sys.path.append(str(ROOT))
-    from small_world import models, training
+    from small_world.family import models
+    from small_world.phases.phase import write_weights
 
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
@@ -102,5 +103,5 @@ def small_weights(tmp_path_factory) -> Path:
         models.UNET_MODEL: base.diffusion_model,
     }
     for name, module in modules.items():
-        training.write_weights(folder, name, module.state_dict())
+        write_weights(folder, name, module.state_dict())
     return folder

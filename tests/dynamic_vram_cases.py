@@ -16,8 +16,8 @@ from dynamic_vram import DynamicOnCpu
 sys.path.append(str(ROOT))
 
 from mmdiff_model.training.copies import DYNAMIC, copy_base  # noqa: E402
-from small_world.records import write_records  # noqa: E402
-from small_world.scenes import make_scene  # noqa: E402
+from small_world.drawn.records import write_records  # noqa: E402
+from small_world.drawn.scenes import make_scene  # noqa: E402
 
 PATCHED = "diffusion_model.time_embed.0.weight"
 

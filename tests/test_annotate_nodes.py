@@ -20,9 +20,9 @@ from tiny_annotators import write_grounding_dino, write_sam, write_sam2
 
 sys.path.append(str(ROOT))
 
-from small_world.records import VISIBLE  # noqa: E402
-from small_world.scenes import make_scene  # noqa: E402
-from small_world.training import load_base  # noqa: E402
+from small_world.drawn.records import VISIBLE  # noqa: E402
+from small_world.drawn.scenes import make_scene  # noqa: E402
+from small_world.phases.phase import load_base  # noqa: E402
 
 annotate = sys.modules[f"{PACK}.nodes.annotate"]
 write_record = sys.modules[f"{PACK}.nodes.write_record"]

@@ -18,7 +18,7 @@ from tiny_annotators import write_grounding_dino, write_sam2
 
 sys.path.append(str(ROOT))
 
-from small_world.scenes import make_scene  # noqa: E402
+from small_world.drawn.scenes import make_scene  # noqa: E402
 
 WORDS = "rabbit, robot, man, cat, dog, woman"
 COUNT = 30

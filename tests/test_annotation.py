@@ -34,8 +34,8 @@ from tiny_annotators import write_blip2, write_florence2, write_grounding_dino, 
 
 sys.path.append(str(ROOT))
 
-from small_world.records import VISIBLE  # noqa: E402
-from small_world.scenes import make_scene  # noqa: E402
+from small_world.drawn.records import VISIBLE  # noqa: E402
+from small_world.drawn.scenes import make_scene  # noqa: E402
 
 SCENES = [make_scene(3, number) for number in range(6)]
 PICTURES = [Image.fromarray(scene.picture) for scene in SCENES]

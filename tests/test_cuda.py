@@ -10,8 +10,8 @@ import torch
 import demo_pictures
 from live import OPTIONS, LiveServer
 from pictures import pixels
-from small_world.records import write_records
-from small_world.scenes import make_scene
+from small_world.drawn.records import write_records
+from small_world.drawn.scenes import make_scene
 from test_train_node import graph as training_graph
 
 pytestmark = [

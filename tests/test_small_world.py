@@ -1,7 +1,9 @@
 """The small world: its pictures and captions, its models inside ComfyUI, and training that resumes bit for bit."""
 
+import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,23 +26,10 @@ from mmdiff_model.checkpoint import load_checkpoint  # noqa: E402
 from mmdiff_model.subject import encode_subject  # noqa: E402
 from mmdiff_model.training.loop import Micro  # noqa: E402
 from mmdiff_model.training.plan import Plan  # noqa: E402
-from small_world import (  # noqa: E402
-    ADAPTER_FILE,
-    WEIGHTS,
-    base_data,
-    look_codes,
-    models,
-    shards,
-    train_base,
-    train_codec,
-    train_vision,
-    training,
-    transformers,
-    vocabulary,
-)
-from small_world.captions import write_caption  # noqa: E402
-from small_world.drawing import reference  # noqa: E402
-from small_world.looks import (  # noqa: E402
+from small_world import ADAPTER_FILE, WEIGHTS  # noqa: E402
+from small_world.drawn.captions import write_caption  # noqa: E402
+from small_world.drawn.drawing import reference  # noqa: E402
+from small_world.drawn.looks import (  # noqa: E402
     GLASSES,
     HATS,
     HELD_OUT_HUES,
@@ -51,15 +40,37 @@ from small_world.looks import (  # noqa: E402
     sample_colour,
     sample_look,
 )
-from small_world.poses import ACTIONS, REFERENCE_ACTIONS  # noqa: E402
-from small_world.records import write_records  # noqa: E402
-from small_world.scenes import make_scene, references, start_scene  # noqa: E402
+from small_world.drawn.poses import ACTIONS, REFERENCE_ACTIONS  # noqa: E402
+from small_world.drawn.records import write_records  # noqa: E402
+from small_world.drawn.scenes import make_scene, references, start_scene  # noqa: E402
+from small_world.family import models, pixels, vocabulary  # noqa: E402
+from small_world.phases import base as base_phase  # noqa: E402
+from small_world.phases import base_data, gradients, look_codes, phase, shards  # noqa: E402
+from small_world.phases import codec as codec_phase  # noqa: E402
 
 CPU = torch.device("cpu")
 
 
 def combination(look) -> tuple[str, ...]:
     return look.word, look.style, look.hat, look.glasses, look.pattern
+
+
+def test_the_demo_nodes_rooms_need_no_more_than_they_say():
+    """The pack is imported under a name of the host's choice, where `mmdiff_model` is no package of its own."""
+    needed = {room: imported(ROOT / "small_world" / room) for room in ("drawn", "family")}
+    assert needed["drawn"] - sys.stdlib_module_names == {"numpy", "PIL"}
+    assert "mmdiff_model" not in needed["family"]
+    demo = (ROOT / "nodes" / "demo.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"from \.\.small_world\.(\w+)", demo)) == {"drawn", "family"}
+
+
+def imported(folder: Path) -> set[str]:
+    """The packages that a folder's files import."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {module.partition(".")[0] for module in modules}
 
 
 def test_scenes_are_the_same_for_the_same_seed():
@@ -160,7 +171,7 @@ def test_text_is_encoded_as_by_comfyui(small_weights):
     text = models.build_text()
     text.load_state_dict(training_state(small_weights, models.TEXT_ENCODERS))
     caption = "a man waving and a cute dog sitting in the snow at night"
-    context, pooled = train_base.encode_text(text, vocabulary.tokenize([caption]))
+    context, pooled = base_phase.encode_ids(text, vocabulary.tokenize([caption]))
     expected, expected_pooled = clip.encode_from_tokens(clip.tokenize(caption), return_pooled=True)
     torch.testing.assert_close(context, expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(pooled, expected_pooled, atol=2e-5, rtol=0)
@@ -177,7 +188,7 @@ def test_words_of_the_world_have_rows_of_their_own_and_others_share_one():
 def test_pictures_are_encoded_as_by_comfyui(small_weights):
     vision = models.load_vision(small_weights)
     pictures = references(make_scene(1, 3, characters=2), 0)
-    patches, cls = transformers.encode_pixels(vision.model, train_vision.normalise(pictures))
+    patches, cls = gradients.encode_pixels(vision.model, pixels.normalise(pictures))
     output = vision.encode_image(torch.from_numpy(pictures).float() / 255)
     torch.testing.assert_close(patches, output["penultimate_hidden_states"], atol=2e-5, rtol=0)
     torch.testing.assert_close(cls, output["image_embeds"], atol=2e-5, rtol=0)
@@ -192,7 +203,7 @@ def test_noise_is_predicted_as_by_comfyui(small_weights):
         for name, parameter in base.diffusion_model.named_parameters():
             if name.startswith("out.2"):
                 parameter.normal_(std=0.1)  # zero before training
-    predicted = train_base.predict_noise(base, latents, noise, steps, context, pooled)
+    predicted = base_phase.predict_noise(base, latents, noise, steps, context, pooled)
     sigma = base.model_sampling.sigma(steps.float())
     noisy = latents + sigma.view(-1, 1, 1, 1) * noise
     sizes = base.encode_adm(pooled_output=pooled, height=128, width=128, device=CPU)
@@ -207,9 +218,9 @@ def training_state(weights: Path, name: str) -> dict[str, torch.Tensor]:
 def test_scaled_latents_are_sdxls_and_decode_to_the_same_picture():
     torch.manual_seed(2)
     codec = models.build_codec()
-    pixels = train_codec.test_pictures(CPU, held_out=False)[:8]
+    pixels = codec_phase.test_pictures(CPU, held_out=False)[:8]
     before = codec.decode(codec.encode(pixels))
-    train_codec.scale_latents(codec, pixels)
+    codec_phase.scale_latents(codec, pixels)
     latents = comfy.latent_formats.SDXL().process_in(codec.encode(pixels))
     assert latents.shape == (8, 4, 16, 16)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
@@ -223,23 +234,23 @@ def test_codec_goes_through_the_hosts_vae(small_weights):
     assert vae.decode(torch.randn(1, 4, 16, 16)).shape == (1, 128, 128, 3)
 
 
-def small_base(folder: Path, stage: train_base.Stage) -> tuple[training.Trainer, training.Loss]:
+def small_base(folder: Path, stage: base_phase.Stage) -> tuple[phase.Trainer, phase.Loss]:
     """A trainer of the base on four scenes' captions with random latents."""
     torch.manual_seed(0)
     base = models.build_base()
     parts = {"text": models.build_text(), "unet": base.diffusion_model}
-    modules = train_base.modules_of(stage, parts, look_codes.LookCodes())
-    trainer = training.Trainer(stage.name, stage.plan, folder, modules)
+    modules = base_phase.modules_of(stage, parts, look_codes.LookCodes())
+    trainer = phase.Trainer(stage.name, stage.plan, folder, modules)
     latents = np.random.default_rng(0).standard_normal((4, 4, 16, 16), dtype=np.float32)
     scenes = [make_scene(base_data.SEED, index) for index in range(4)]
     tokens = {key: ids.numpy() for key, ids in vocabulary.tokenize([scene.caption for scene in scenes]).items()}
     masks = np.stack([base_data.masks_of_latents(scene) for scene in scenes])
     data = {"latents": latents, "masks": masks, **tokens, **base_data.read_looks(tokens["l"])}
-    return trainer, partial(train_base.base_loss, stage, base, modules, data, CPU)
+    return trainer, partial(base_phase.base_loss, stage, base, modules, data, CPU)
 
 
 @torch.enable_grad()
-@pytest.mark.parametrize("stage", train_base.STAGES, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", base_phase.STAGES, ids=lambda stage: stage.name)
 def test_training_reaches_every_parameter_but_dead_ends(tmp_path, stage):
     trainer, loss = small_base(tmp_path, replace(stage, plan=Plan(6, 1e-3, warmup=2, batch_size=4)))
     for _ in range(6):  # what lies behind zeros, SDXL's and the codes', moves step by step
@@ -261,7 +272,7 @@ def test_a_look_is_told_at_its_class_word_alone():
         told = {row[place]: codes[place] for place in range(len(row)) if codes[place].any()}
         assert told.keys() == {ids[look.word] for look in story.looks}
         for look in story.looks:
-            assert torch.equal(told[ids[look.word]], torch.from_numpy(look_codes.describe(look)))
+            assert torch.equal(told[ids[look.word]], torch.from_numpy(look_codes.look_vector(look)))
 
 
 def test_shards_are_made_once(tmp_path):
@@ -278,13 +289,13 @@ def test_shards_are_made_once(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
 def test_a_terminated_phase_saves_and_leaves_in_order(tmp_path):
-    command = [sys.executable, "-m", "small_world.train_codec", "--folder", str(tmp_path), "--threads", "1"]
+    command = [sys.executable, "-m", "small_world", "train", "--folder", str(tmp_path), "--threads", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert any("codec: from step 0" in line for line in process.stderr)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 0
-    state = torch.load(tmp_path / "codec.checkpoint", weights_only=True)
-    assert state["step"] < train_codec.PLAN.steps and state["module"]
+    state = torch.load(tmp_path / "codec.state", weights_only=True)
+    assert state["step"] < codec_phase.PLAN.steps and state["module"]
 
 
 def test_a_photo_of_another_character_is_named():

@@ -22,8 +22,8 @@ from mmdiff_model.training.copies import copy_base  # noqa: E402
 from mmdiff_model.training.objective import check_sampling  # noqa: E402
 from mmdiff_model.training.plot import draw_losses  # noqa: E402
 from mmdiff_model.training.session import BaseModels  # noqa: E402
-from small_world.records import write_records  # noqa: E402
-from small_world.scenes import make_scene  # noqa: E402
+from small_world.drawn.records import write_records  # noqa: E402
+from small_world.drawn.scenes import make_scene  # noqa: E402
 
 pytest_plugins = ["live_fixtures"]
 

@@ -21,9 +21,9 @@ from mmdiff_model.training.session import Session
 
 sys.path.append(str(ROOT))
 
-from small_world import scenes  # noqa: E402
-from small_world.records import write_records  # noqa: E402
-from small_world.training import load_base  # noqa: E402
+from small_world.drawn import scenes  # noqa: E402
+from small_world.drawn.records import write_records  # noqa: E402
+from small_world.phases.phase import load_base  # noqa: E402
 
 RECORDS = 12
 FINISHED, FAILED, STOPPED = 0, 1, 3

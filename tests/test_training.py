@@ -27,7 +27,7 @@ from mmdiff_model.training.trainable import IMAGE_BRANCH, LORA, PARTS, REFINER, 
 
 sys.path.append(str(ROOT))
 
-from small_world.world import World  # noqa: E402
+from small_world.phases.world import World  # noqa: E402
 
 SIZE = 128
 DEFAULT, PLAN = Losses(), Plan(steps=1)

@@ -19,8 +19,8 @@ from mmdiff_model.training.records import BadRecord, Records
 
 sys.path.append(str(ROOT))
 
-from small_world.records import VISIBLE, write_records, write_shard  # noqa: E402
-from small_world.scenes import make_scene, references  # noqa: E402
+from small_world.drawn.records import VISIBLE, write_records, write_shard  # noqa: E402
+from small_world.drawn.scenes import make_scene, references  # noqa: E402
 
 SCENES = [make_scene(8, number) for number in range(6)]
 TWO = next(number for number, scene in enumerate(SCENES) if len(scene.looks) == 2)

@@ -20,9 +20,9 @@ from mmdiff_model.training.trainable import Shape
 
 sys.path.append(str(ROOT))
 
-from small_world.records import write_records  # noqa: E402
-from small_world.scenes import make_scene  # noqa: E402
-from small_world.training import load_base  # noqa: E402
+from small_world.drawn.records import write_records  # noqa: E402
+from small_world.drawn.scenes import make_scene  # noqa: E402
+from small_world.phases.phase import load_base  # noqa: E402
 
 SHAPE = Shape(depth=1, token_hidden=32, lora_rank=2, text_lora_rank=2, vision_layers=1)
 

@@ -13,13 +13,13 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT))
 
-from small_world import evaluation, scores  # noqa: E402
-from small_world.cases import draw_cases, draw_truths  # noqa: E402
-from small_world.drive import WEIGHTS  # noqa: E402
-from small_world.looks import sample_look  # noqa: E402
-from small_world.painters import paint_chance  # noqa: E402
-from small_world.reader import load_reader  # noqa: E402
-from small_world.scenes import Content  # noqa: E402
+from small_world import WEIGHTS  # noqa: E402
+from small_world.drawn.looks import sample_look  # noqa: E402
+from small_world.drawn.scenes import Content  # noqa: E402
+from small_world.measured import evaluation, scores  # noqa: E402
+from small_world.measured.cases import draw_cases, draw_truths  # noqa: E402
+from small_world.measured.painters import paint_chance  # noqa: E402
+from small_world.measured.reader import load_reader  # noqa: E402
 
 SEED, SINGLES, PAIRS = 1, 16, 16
 BUNDLE_BYTES = 12e6

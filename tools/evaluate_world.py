@@ -2,7 +2,8 @@
 
 Characters of the seed, never trained on, are painted from their references and read by a network trained for that.
 Printed are, in percent with 95% intervals: MM-Diff's bundled weights, the base alone, chance, and what the codec and
-the drawings themselves give. With --ablation the variants that small_world.train_adapter has trained in FOLDER.
+the drawings themselves give. With --ablation the variants that the small world's phase of that name has trained in
+FOLDER.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def main() -> int:
 
     import torch
 
-    from small_world import WEIGHTS, evaluation, personalise, reader
+    from mmdiff_model.host import use_comfyui
+
+    use_comfyui()
+    from small_world import WEIGHTS
+    from small_world.measured import evaluation, personalise, reader
 
     torch.set_num_threads(options.threads)
     try:

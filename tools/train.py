@@ -99,7 +99,7 @@ def load_models(config):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"base.{key}: {path} does not exist")
     if isinstance(base, SmallWorld):
-        from small_world.training import load_base
+        from small_world.phases.phase import load_base
 
         return load_base(base.small_world)
     dtype = {"dtype": config.plan.dtype}

@@ -9,10 +9,10 @@ import torch
 from comfy.sdxl_clip import SDXLTokenizer
 from torch import Tensor
 
-from .backgrounds import PLACES
-from .captions import OPENINGS
-from .looks import WORDS
-from .poses import ACTIONS
+from ..drawn.backgrounds import PLACES
+from ..drawn.captions import OPENINGS
+from ..drawn.looks import WORDS
+from ..drawn.poses import ACTIONS
 
 TOKENS = 49408
 START, END, PAD_G = 49406, 49407, 0

@@ -16,7 +16,7 @@ from mmdiff_model.sampling.routing import AUTO
 from mmdiff_model.subject import Subject, encode_subject
 from mmdiff_model.text import encode_text
 
-from .models import load_clip, load_model, load_vae, load_vision
+from ..family.models import load_clip, load_model, load_vae, load_vision
 
 STEPS, CFG, FUSE_SCALE = 30, 3.0, 1.0
 SAMPLER, SCHEDULER = "euler_ancestral", "karras"

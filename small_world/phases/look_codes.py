@@ -8,10 +8,10 @@ a base that listens to more than the class word's own embedding.
 import numpy as np
 from torch import Tensor, nn
 
-from .looks import Look
-from .models import TEXT
-from .train_vision import CHOICES, COLOURS, labels_of
-from .vocabulary import tokenize
+from ..drawn.labels import CHOICES, COLOURS, labels_of
+from ..drawn.looks import Look
+from ..family.models import TEXT
+from ..family.vocabulary import tokenize
 
 TOLD = {name: len(options) for name, options in CHOICES.items() if name != "word"}
 LOOK = sum(TOLD.values()) + 3 * len(COLOURS)
@@ -34,7 +34,7 @@ class LookCodes(nn.Module):
         return {key: code(hidden) for key, code in self.codes.items()}
 
 
-def describe(look: Look) -> np.ndarray:
+def look_vector(look: Look) -> np.ndarray:
     """A look as numbers (LOOK,): its choices as one-hot, its colours in -1..1, a hat's only where there is one."""
     labels = dict(zip(CHOICES, labels_of(look), strict=True))
     choices = [np.eye(size, dtype=np.float32)[labels[name]] for name, size in TOLD.items()]

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from kornia.color import rgb_to_lab
+from scipy.stats import bootstrap
 
-from .looks import Colour, Look
-from .scenes import Content
+from ..drawn.looks import Colour, Look
+from ..drawn.scenes import Content
 
 SHARED_CHOICES = "hat", "glasses", "pattern"
 COLOUR_DISTANCES = {"skin": 15.0, "accent": 25.0, "hat_colour": 25.0, "top": 25.0, "bottom": 25.0}
@@ -138,11 +139,10 @@ def score_all(wanted: Sequence[Content], seen: Sequence[Content]) -> Scores:
 def figure(scores: np.ndarray, seed: int = 0) -> Figure:
     """The mean of the cases to which the score applies; its interval by bootstrap over them."""
     known = scores[~np.isnan(scores)]
-    chosen = np.random.default_rng(seed).integers(len(known), size=(RESAMPLES, len(known)))
-    lower, upper = np.quantile(known[chosen].mean(axis=1), (0.025, 0.975))
-    return Figure(float(known.mean()), float(lower), float(upper), len(known))
+    drawn = bootstrap((known,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=seed)
+    return Figure(known.mean().item(), *map(float, drawn.confidence_interval), len(known))
 
 
-def describe(scores: Scores) -> str:
+def means(scores: Scores) -> str:
     """The means in percent, for a log."""
     return ", ".join(f"{name} {100 * np.nanmean(values):.1f}" for name, values in scores.items())

@@ -6,8 +6,8 @@ import numpy as np
 
 from mmdiff_model.training.records import Record, Segment
 
-from .records import VISIBLE
-from .scenes import make_scene, references
+from ..drawn.records import VISIBLE
+from ..drawn.scenes import make_scene, references
 
 
 @dataclass(frozen=True)

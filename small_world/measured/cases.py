@@ -8,11 +8,11 @@ import numpy as np
 
 from mmdiff_model.prompt import PLAIN_TRIGGER
 
-from .backgrounds import PLACES
-from .drawing import reference
-from .looks import Look
-from .poses import ACTIONS, REFERENCE_ACTIONS
-from .scenes import Content, draw_scene, sample_looks
+from ..drawn.backgrounds import PLACES
+from ..drawn.drawing import reference
+from ..drawn.looks import Look
+from ..drawn.poses import ACTIONS, REFERENCE_ACTIONS
+from ..drawn.scenes import Content, draw_scene, sample_looks
 
 NIGHTS = 0.2
 

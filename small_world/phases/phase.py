@@ -1,30 +1,25 @@
 """What the phases share: the loop of mmdiff_model.training with a log, weights in half precision."""
 
-import argparse
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mmdiff_model.host import use_comfyui
+import comfy.model_management
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-use_comfyui()
+from mmdiff_model.files import write_whole
+from mmdiff_model.training.loop import Figures, Loop, Micro
+from mmdiff_model.training.plan import Plan
+from mmdiff_model.training.processes import Processes, signals
+from mmdiff_model.training.session import BaseModels
+from mmdiff_model.training.state import State
 
-import comfy.model_management  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from ..family.models import load_clip, load_model, load_vae, load_vision
 
-from mmdiff_model.files import write_whole  # noqa: E402
-from mmdiff_model.training.loop import Figures, Loop, Micro  # noqa: E402
-from mmdiff_model.training.plan import Plan  # noqa: E402
-from mmdiff_model.training.processes import Processes, signals  # noqa: E402
-from mmdiff_model.training.session import BaseModels  # noqa: E402
-from mmdiff_model.training.state import State  # noqa: E402
-
-from .models import load_clip, load_model, load_vae, load_vision  # noqa: E402
-
-CHECKPOINT_SECONDS = 120
+STATE_SECONDS = 120
 LOG_SECONDS = 20
 
 logger = logging.getLogger(__name__)
@@ -32,11 +27,11 @@ Loss = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Trainer(Loop):
-    """A phase on one device; `folder`/<name>.checkpoint holds its state. All of its loss runs in the plan's precision,
+    """A phase on one device; `folder`/<name>.state holds where it stands. All of its loss runs in the plan's precision,
     unless the loss itself chooses more."""
 
     def __init__(self, name: str, plan: Plan, folder: Path, module: nn.Module):
-        super().__init__(plan, module, State(folder / f"{name}.checkpoint", {}), Processes(training_device()))
+        super().__init__(plan, module, State(folder / f"{name}.state", {}), Processes(training_device()))
         self.name = name
 
     def averaged(self) -> dict[str, Tensor]:
@@ -55,7 +50,7 @@ class Trainer(Loop):
 
         with signals() as stop:
             log = Log(self.name, self.step, self.plan.steps)
-            return self.run(compute, CHECKPOINT_SECONDS, stop, log.write)
+            return self.run(compute, STATE_SECONDS, stop, log.write)
 
 
 class Log:
@@ -95,14 +90,3 @@ def write_weights(folder: Path, name: str, state: dict[str, Tensor]) -> None:
     """`folder`/<name>.safetensors in half precision, replaced as a whole. Raises OSError."""
     tensors = {key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in state.items()}
     write_whole(folder / f"{name}.safetensors", lambda partial: save_file(tensors, partial))
-
-
-def start(arguments: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parses the command line with --folder added, and sets up logging and threads."""
-    arguments.add_argument("--folder", type=Path, required=True, help="weights, checkpoints and caches")
-    arguments.add_argument("--threads", type=int, default=2, help="of the CPU; another number rounds differently")
-    options = arguments.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    torch.set_num_threads(options.threads)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    return options

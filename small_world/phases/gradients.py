@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdiff_model.training.encoders import attend_by_products
 
-from .vocabulary import END, rows_of_tokens
+from ..family.vocabulary import END, rows_of_tokens
 
 
 def run_layers(encoder: CLIPEncoder, hidden: Tensor, mask: Tensor | None = None) -> list[Tensor]:

@@ -1,18 +1,13 @@
 """Trains MM-Diff on the frozen base of the small world, and for comparison its ablations and two rivals.
 
-    python -m small_world.train_adapter --folder FOLDER [--ablation]
-
 Scenes are drawn as they are needed; every character's reference shows it in another pose. Writes
-FOLDER/adapters/mmdiff/mmdiff.safetensors, and with --ablation FOLDER/ablation/VARIANT/mmdiff.safetensors, all of them
+FOLDER/adapters/mmdiff/mmdiff.safetensors, and for the ablation FOLDER/ablation/VARIANT/mmdiff.safetensors, all of them
 with the same smaller budget. Needs the base models in FOLDER.
 """
 
-import argparse
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from .training import Log, load_base, start, training_device  # isort: skip  (first: it finds ComfyUI)
 
 from mmdiff_model.adapter import SUBJECT
 from mmdiff_model.training import config
@@ -34,7 +29,8 @@ from mmdiff_model.training.trainable import (
     Shape,
 )
 
-from .drawing import SIZE
+from ..drawn.drawing import SIZE
+from .phase import Log, load_base, training_device
 from .world import World
 
 ADAPTERS, ABLATION = "adapters", "ablation"
@@ -109,14 +105,3 @@ def train_variant(folder: Path, output: Path, name: str, steps: int, prepared: P
     session.close()
     logging.info("%s: %s", name, session.checkpoint)
     return finished
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ablation", action="store_true", help="the ablation's variants in place of MM-Diff's own")
-    options = start(parser)
-    (train_ablation if options.ablation else train_adapter)(options.folder, {})
-
-
-if __name__ == "__main__":
-    main()

@@ -1,34 +1,27 @@
 """Trains the reader that the evaluation looks with, on scenes of all characters, drawn and through the codec.
 
-    python -m small_world.train_reader --folder FOLDER
-
 Half of each batch is drawn as it goes; the other half was decoded from latents with a little noise, as generated
 pictures are. All are moved, blurred and made noisy by a little. Needs codec.safetensors in FOLDER.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from mmdiff_model.host import use_comfyui
+from mmdiff_model.training.plan import Plan
 
-use_comfyui()
-
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from mmdiff_model.training.plan import Plan  # noqa: E402
-
-from .base_data import LATENT_SCALE, load_codec  # noqa: E402
-from .cases import draw_cases, draw_truths  # noqa: E402
-from .reader import CHARACTER, COLOURS, READER, SCENE, Reader, labels_of_contents, load_reader  # noqa: E402
-from .scenes import Content, Scene, make_scene  # noqa: E402
-from .scores import describe, score_all  # noqa: E402
-from .shards import Arrays, load_shards  # noqa: E402
-from .train_codec import to_pixels  # noqa: E402
-from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
+from ..drawn.scenes import Content, Scene, make_scene
+from ..family.models import load_codec
+from ..family.pixels import to_pixels
+from ..measured.cases import draw_cases, draw_truths
+from ..measured.reader import CHARACTER, COLOURS, READER, SCENE, Reader, labels_of_contents, load_reader
+from ..measured.scores import means, score_all
+from .base_data import LATENT_SCALE
+from .phase import Trainer, generator, training_device, write_weights
+from .shards import Arrays, load_shards
 
 PLAN = Plan(steps=6000, rate=3e-3, warmup=200, ema_steps=200, batch_size=32)
 SEED = 5
@@ -52,7 +45,7 @@ def train_reader(folder: Path) -> bool:
     write_weights(folder, READER, trainer.averaged())
     cases = draw_cases(SEED, characters=1, count=200)
     contents = load_reader(folder).read(draw_truths(cases), characters=1)
-    logging.info("reader: right on drawn unseen characters %s", describe(score_all(cases, contents)))
+    logging.info("reader: right on drawn unseen characters %s", means(score_all(cases, contents)))
     return True
 
 
@@ -118,7 +111,3 @@ def decode_scenes(codec: nn.Module, shard: int, device: torch.device) -> Arrays:
             decoded = codec.decode(latents + (strength * noise).to(device)).float()
         pictures.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy())
     return {"pictures": np.concatenate(pictures)}
-
-
-if __name__ == "__main__":
-    train_reader(start(argparse.ArgumentParser(description=__doc__)).folder)

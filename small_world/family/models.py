@@ -178,6 +178,13 @@ def load_vision(weights: Path) -> comfy.clip_vision.ClipVisionModel:
     return vision
 
 
+def load_codec(weights: Path, device: torch.device) -> AutoencoderKL:
+    """The trained codec's module. Raises FileNotFoundError before the codec's phase has ended."""
+    codec = build_codec()
+    codec.load_state_dict(load_file(weights / f"{CODEC}.safetensors"))
+    return codec.to(device).eval()
+
+
 def read_weights(weights: Path, name: str) -> dict[str, Tensor]:
     """The tensors of `weights`/<name>.safetensors in float32."""
     return {key: tensor.float() for key, tensor in load_file(weights / f"{name}.safetensors").items()}

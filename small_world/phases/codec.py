@@ -1,30 +1,23 @@
 """Trains the codec, ComfyUI's AutoencoderKL at a small size, on scenes drawn as it goes.
 
-    python -m small_world.train_codec --folder FOLDER
-
 Characters count three times as much as the background. At the end the latents are scaled to SDXL's format.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
 import numpy as np
+import torch
+from comfy.latent_formats import SDXL
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from torch import Tensor
 
-from mmdiff_model.host import use_comfyui
+from mmdiff_model.training.plan import Plan
 
-use_comfyui()
-
-import torch  # noqa: E402
-from comfy.latent_formats import SDXL  # noqa: E402
-from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from mmdiff_model.training.plan import Plan  # noqa: E402
-
-from .models import CODEC, build_codec  # noqa: E402
-from .scenes import make_scene  # noqa: E402
-from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
+from ..drawn.scenes import make_scene
+from ..family.models import CODEC, build_codec
+from ..family.pixels import to_pixels
+from .phase import Trainer, generator, training_device, write_weights
 
 PLAN = Plan(steps=4000, rate=2e-3, warmup=200, ema_steps=250, batch_size=8)
 SEED = 1
@@ -95,13 +88,3 @@ def psnr(codec: AutoencoderKL, pixels: Tensor) -> float:
 def test_pictures(device: torch.device, held_out: bool) -> Tensor:
     scenes = [make_scene(SEED + 1, number, held_out) for number in range(TEST_PICTURES)]
     return to_pixels(np.stack([scene.picture for scene in scenes])).to(device)
-
-
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """(b, h, w, 3) uint8 -> (b, 3, h, w) in -1..1, as ComfyUI's VAE gives them to its module."""
-    # channels first in memory too: on a CPU GroupNorm's gradient is 80 times faster so
-    return torch.from_numpy(pictures).movedim(-1, 1).contiguous().float() / 127.5 - 1
-
-
-if __name__ == "__main__":
-    train_codec(start(argparse.ArgumentParser(description=__doc__)).folder)

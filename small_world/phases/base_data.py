@@ -6,17 +6,16 @@ import numpy as np
 import torch
 from comfy.latent_formats import SDXL as SDXLLatents
 from einops import reduce
-from safetensors.torch import load_file
 from torch import nn
 
-from .drawing import SIZE
-from .look_codes import LOOK, describe, word_tokens
-from .looks import WORDS
-from .models import CODEC, build_codec
-from .scenes import Scene, make_scene, start_scene
+from ..drawn.drawing import SIZE
+from ..drawn.looks import WORDS
+from ..drawn.scenes import Scene, make_scene, start_scene
+from ..family.models import load_codec
+from ..family.pixels import to_pixels
+from ..family.vocabulary import tokenize
+from .look_codes import LOOK, look_vector, word_tokens
 from .shards import Arrays, load_shards
-from .train_codec import to_pixels
-from .vocabulary import tokenize
 
 SEED = 3
 SHARD, SHARDS = 500, 120
@@ -40,7 +39,7 @@ def read_looks(tokens: np.ndarray) -> Arrays:
     ids = word_tokens(WORDS)
     for number, row in enumerate(tokens):
         for place, look in enumerate(start_scene(SEED, number)[1].looks):
-            looks[number, place] = describe(look)
+            looks[number, place] = look_vector(look)
             positions[number, place] = row.tolist().index(ids[look.word])
     return {"looks": looks, "positions": positions}
 
@@ -69,10 +68,3 @@ def masks_of_latents(scene: Scene) -> np.ndarray:
         scene.masks.astype(np.float32), "s (h a) (w b) -> s h w", "mean", a=8, b=8
     ).round()
     return covered
-
-
-def load_codec(folder: Path, device: torch.device) -> nn.Module:
-    """The trained codec. Raises FileNotFoundError before the codec's phase has ended."""
-    codec = build_codec()
-    codec.load_state_dict(load_file(folder / f"{CODEC}.safetensors"))
-    return codec.to(device).eval()

@@ -1,43 +1,33 @@
 """Trains the vision encoder, ComfyUI's CLIP vision model at a small size, to tell characters apart by their looks.
 
-    python -m small_world.train_vision --folder FOLDER
-
 Two poses of a character attract each other (contrastive, as CLIP's), and heads that are thrown away afterwards read
 every attribute from CLS and from the mean of the patches, so that both carry the looks.
 """
 
-import argparse
 import logging
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from mmdiff_model.host import use_comfyui
+from mmdiff_model.training.plan import Plan
 
-use_comfyui()
-
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from mmdiff_model.training.plan import Plan  # noqa: E402
-
-from .drawing import reference  # noqa: E402
-from .looks import GLASSES, HATS, PATTERNS, STYLES, WORDS, Look, sample_look  # noqa: E402
-from .models import VISION, VISION_ENCODER, build_vision  # noqa: E402
-from .poses import REFERENCE_ACTIONS  # noqa: E402
-from .shards import Arrays, load_shards  # noqa: E402
-from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
-from .transformers import encode_pixels  # noqa: E402
+from ..drawn.drawing import reference
+from ..drawn.labels import CHOICES, COLOURS, labels_of
+from ..drawn.looks import sample_look
+from ..drawn.poses import REFERENCE_ACTIONS
+from ..family.models import VISION, VISION_ENCODER, build_vision
+from ..family.pixels import normalise
+from .gradients import encode_pixels
+from .phase import Trainer, generator, training_device, write_weights
+from .shards import Arrays, load_shards
 
 PLAN = Plan(steps=3000, rate=1.5e-3, warmup=200, ema_steps=250, batch_size=64)
 SEED = 2
 SHARD, SHARDS, VIEWS = 250, 32, 3
 TEMPERATURE = 0.1
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-STYLED = tuple((word, style) for word in WORDS for style in STYLES[word])
-CHOICES = {"word": WORDS, "style": STYLED, "hat": HATS, "glasses": GLASSES, "pattern": PATTERNS}
-COLOURS = ("skin", "accent", "top", "bottom", "hat_colour")
 
 
 class AttributeHeads(nn.Module):
@@ -133,18 +123,6 @@ def draw_views(seed: int, shard: int, held_out: bool) -> Arrays:
     return {"views": np.array(views), "labels": labels, "colours": colours, "hats": hats}
 
 
-def labels_of(look: Look) -> list[int]:
-    """The number of each choice, in CHOICES' order."""
-    values = look.word, (look.word, look.style), look.hat, look.glasses, look.pattern
-    return [options.index(value) for options, value in zip(CHOICES.values(), values, strict=True)]
-
-
-def normalise(pictures: np.ndarray) -> Tensor:
-    """(..., s, s, 3) uint8 -> (..., 3, s, s) as ComfyUI's CLIP vision preprocesses."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (torch.from_numpy(pictures).movedim(-1, -3).contiguous().float() / 255 - mean) / std
-
-
 @torch.no_grad()
 def test_accuracy(training: VisionTraining, device: torch.device) -> dict[str, dict[str, float]]:
     """How many choices of unseen characters the heads read right, from CLS and from patches."""
@@ -153,7 +131,3 @@ def test_accuracy(training: VisionTraining, device: torch.device) -> dict[str, d
     labels = torch.from_numpy(data["labels"]).to(device)
     from_patches = training.from_patches.accuracy(patches[:, 1:].mean(dim=1), labels)
     return {"cls": training.from_cls.accuracy(cls, labels), "patches": from_patches}
-
-
-if __name__ == "__main__":
-    train_vision(start(argparse.ArgumentParser(description=__doc__)).folder)

@@ -1,38 +1,31 @@
 """Trains both text encoders and the UNet together, by noise prediction on cached latents of captioned scenes.
 
-    python -m small_world.train_base --folder FOLDER
-
 The captions say nothing of looks, so the base draws characters of any looks; the adapter is to decide them. In the last
 stages a code of the look goes with most class words (see look_codes), whose attention is held to their characters (see
 word_focus). One caption in ten is empty, for classifier-free guidance. Needs codec.safetensors in FOLDER.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from mmdiff_model.host import use_comfyui
+import torch
+from comfy.model_base import SDXL
+from torch import Tensor, nn
 
-use_comfyui()
+from mmdiff_model.training.encoders import attend_by_products
+from mmdiff_model.training.plan import Plan
 
-import torch  # noqa: E402
-from comfy.model_base import SDXL  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from mmdiff_model.training.encoders import attend_by_products  # noqa: E402
-from mmdiff_model.training.plan import Plan  # noqa: E402
-
-from .base_data import SEED, load_data  # noqa: E402
-from .look_codes import LookCodes, add_at  # noqa: E402
-from .models import TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_text  # noqa: E402
-from .shards import Arrays  # noqa: E402
-from .training import Trainer, generator, start, training_device, write_weights  # noqa: E402
-from .transformers import encode_tokens  # noqa: E402
-from .vocabulary import tokenize  # noqa: E402
-from .word_focus import WordFocus  # noqa: E402
+from ..family.models import TEXT, TEXT_ENCODERS, UNET_MODEL, build_base, build_text
+from ..family.vocabulary import tokenize
+from .base_data import SEED, load_data
+from .gradients import encode_tokens
+from .look_codes import LookCodes, add_at
+from .phase import Trainer, generator, training_device, write_weights
+from .shards import Arrays
+from .word_focus import WordFocus
 
 EMPTY = 0.1
 CODES = "codes"
@@ -123,7 +116,7 @@ def base_loss(
         codes = modules[CODES](torch.from_numpy(data["looks"][chosen]).to(device))
         told = positions.masked_fill(~kept, -1)
         added = {key: add_at(told, code, tokens["l"].shape[1]) for key, code in codes.items()}
-    context, pooled = encode_text(modules[TEXT_ENCODERS], tokens, added)
+    context, pooled = encode_ids(modules[TEXT_ENCODERS], tokens, added)
     masks = torch.from_numpy(data["masks"][chosen]).to(device) / 255
     focus = WordFocus(positions, masks) if stage.focus else None
     predicted = predict_noise(base, latents, noise, steps, context, pooled, focus or attend_by_products)
@@ -137,7 +130,7 @@ def base_loss(
     return loss, figures
 
 
-def encode_text(
+def encode_ids(
     text: nn.ModuleDict, tokens: dict[str, Tensor], added: Mapping[str, Tensor] = NOTHING
 ) -> tuple[Tensor, Tensor]:
     """Token ids (b, 77) of both encoders -> context (b, 77, 160) and pooled (b, 96), as SDXLClipModel gives them.
@@ -170,7 +163,3 @@ def predict_noise(
     sizes = base.encode_adm(pooled_output=pooled, height=height, width=width, device=latents.device)
     options = {"optimized_attention_override": attention}
     return base.diffusion_model(noisy, steps, context=context, y=sizes, transformer_options=options)
-
-
-if __name__ == "__main__":
-    train_base(start(argparse.ArgumentParser(description=__doc__)).folder)

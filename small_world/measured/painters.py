@@ -4,17 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from mmdiff_model.host import use_comfyui
+import numpy as np
+import torch
 
-use_comfyui()
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from .cases import Case, draw_content, draw_truth, draw_truths  # noqa: E402
-from .looks import sample_look  # noqa: E402
-from .models import load_vae  # noqa: E402
-from .personalise import PLAIN, How, Personaliser  # noqa: E402
+from ..drawn.looks import sample_look
+from ..family.models import load_vae
+from .cases import Case, draw_content, draw_truth, draw_truths
+from .personalise import PLAIN, How, Personaliser
 
 BATCH = 16
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .backgrounds import PLACES
-from .looks import STYLES, Look
-from .poses import ACTIONS
-from .scenes import Content
-from .train_codec import to_pixels
-from .train_vision import CHOICES, COLOURS, STYLED
+from ..drawn.backgrounds import PLACES
+from ..drawn.labels import CHOICES, COLOURS, STYLED
+from ..drawn.looks import STYLES, Look
+from ..drawn.poses import ACTIONS
+from ..drawn.scenes import Content
+from ..family.pixels import to_pixels
 
 READER = "reader"
 WIDTHS, BLOCKS, QUERIES = (16, 32, 64), 2, 2

@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmdiff_model.host import use_comfyui
+from mmdiff_model.files import write_whole
+from mmdiff_model.sampling.routing import OFF
 
-use_comfyui()
-
-from mmdiff_model.files import write_whole  # noqa: E402
-from mmdiff_model.sampling.routing import OFF  # noqa: E402
-
-from . import ADAPTER_FILE  # noqa: E402
-from .cases import Case, draw_cases, draw_truths  # noqa: E402
-from .painters import Painter, codec_painter, paint_chance, sampling_painter  # noqa: E402
-from .personalise import PLAIN, How  # noqa: E402
-from .reader import Reader  # noqa: E402
-from .scores import ATTRIBUTES, COLOUR_DISTANCES, Figure, figure, score_all  # noqa: E402
+from .. import ADAPTER_FILE
+from .cases import Case, draw_cases, draw_truths
+from .painters import Painter, codec_painter, paint_chance, sampling_painter
+from .personalise import PLAIN, How
+from .reader import Reader
+from .scores import ATTRIBUTES, COLOUR_DISTANCES, Figure, figure, score_all
 
 OURS, BASE = "MM-Diff", "base without adapter"
 MAIN = (
@@ -34,7 +30,7 @@ MAIN = (
 )
 DETAILS = tuple(f"single.{name}" for name in (*ATTRIBUTES, "word", "place", "action", "night"))
 
-# row of the table: variant of train_adapter, and how its subjects enter a picture
+# row of the table: variant of phases.adapter, and how its subjects enter a picture
 ABLATION = {
     "MM-Diff": ("mmdiff", PLAIN),
     "routing off": ("mmdiff", How(routing=OFF)),
@@ -96,7 +92,7 @@ def ablation(weights: Path) -> dict[str, Painter]:
         adapter = weights / "ablation" / variant / ADAPTER_FILE
         if not adapter.is_file():
             raise FileNotFoundError(
-                f"{adapter}: missing. Train it with python -m small_world.train_adapter --folder {weights} --ablation"
+                f"{adapter}: missing. Train it with python -m small_world train --folder {weights} --phases ablation"
             )
         painters[row] = sampling_painter(weights, adapter, how)
     return painters

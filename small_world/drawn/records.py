@@ -1,13 +1,10 @@
 """Scenes as annotated records, in the format that mmdiff_model.training reads.
 
-    python -m small_world.records --folder FOLDER [--count 2000] [--seed 0] [--shard]
-
 Each record is <id>.jpg, <id>.npy (a map of segment numbers, 0 the background), <id>.json with the caption and its
 segments: number, word, start and end in the caption, box of pixels, and <id>_<number>.png, the character in another
 pose. image_ids_train.txt lists the ids, as the released annotation tool does.
 """
 
-import argparse
 import io
 import json
 import tarfile
@@ -17,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .scenes import Scene, make_scene, references
+from .scenes import Scene, references
 
 VISIBLE = 128
 LIST_FILE = "image_ids_train.txt"
@@ -88,21 +85,3 @@ def segments(scene: Scene, name: str) -> list[dict]:
         word = {"id": number, "word": scene.caption[start:end], "start": start, "end": end}
         found.append({**word, "box": box, "reference": f"{name}_{number}.png"})
     return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard", action="store_true", help="one records.tar in the folder instead of files")
-    options = parser.parse_args()
-    scenes = (make_scene(options.seed, number) for number in range(options.count))
-    if options.shard:
-        write_shard(options.folder / "records.tar", scenes, options.seed)
-    else:
-        write_records(options.folder, scenes, options.seed)
-
-
-if __name__ == "__main__":
-    main()
