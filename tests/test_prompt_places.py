@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from fuzzing.prompt_oracle import places
 from helpers import random_subject
 from mmdiff_model.prompt import (
     MOST_TRIGGERS,
@@ -19,7 +20,6 @@ from mmdiff_model.prompt import (
     trigger_subjects,
 )
 from mmdiff_model.text import ENCODERS, encode_text, find_class_words
-from prompt_oracle import places
 
 pytestmark = pytest.mark.hosts
 

@@ -1,75 +1,31 @@
-"""Checkpoint files: bytes changed anywhere, tensors taken away, renamed, reshaped, or of another kind."""
+"""Checkpoint files: bytes changed anywhere, tensors changed; loaded as they were written, saved again, or refused."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from mmdiff_model.adapter import PORTRAIT, Adapter, Sizes
-from mmdiff_model.checkpoint import describe, load_checkpoint, write_safetensors
-from mmdiff_model.checkpoint_files import CUSTOM_FILE, OFFICIAL_FILES, OFFICIAL_GROUPS, TEXT_FILE, UNET_FILE
+from mmdiff_model.adapter import PORTRAIT, Sizes
+from mmdiff_model.checkpoint import Checkpoint, describe, load_checkpoint, save_checkpoint, write_safetensors
+from mmdiff_model.checkpoint_files import CUSTOM_FILE, OFFICIAL_FILES
 from mmdiff_model.digest import fingerprint
 from mmdiff_model.lora import names_of_depths
 
-from .outcome import RIGHT, Wrong, byte_changes, change
+from .outcome import RIGHT, Wrong
+from .states import CHANGES, apply, as_official, make_tensors
+from .values import byte_changes, change
 
 SIZES = Sizes(4, 4, (4, 6), 512, 4, 4, 12, 2, 1)
-NEW, OLD = "new.safetensors", "old.safetensors"
-LAYER = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")))
-NUMBERS = st.sampled_from(["0", "1", "7", "999", "1000000000000", "9" * 5000, "-1", "\u0663", "0x1", ""])
-
-
-def pair(key: str, size_in: int, size_out: int, rank: int = 2) -> dict[str, Tensor]:
-    return {f"{key}.down.weight": torch.randn(rank, size_in), f"{key}.up.weight": torch.randn(size_out, rank)}
-
-
-def make_tensors(sizes: Sizes, attentions: list[str]) -> dict[str, Tensor]:
-    """A whole portrait checkpoint of random numbers under readable names."""
-    torch.manual_seed(1)
-    tensors = {key: torch.randn_like(value) for key, value in Adapter(sizes, PORTRAIT, nn).state_dict().items()}
-    for layer in (1, 2):
-        for name in LAYER:
-            key = f"vision.vision_model.encoder.layers.{layer}.{name}"
-            tensors |= {f"{key}.weight": torch.randn(4, 4), f"{key}.bias": torch.randn(4)}
-    tensors["vision.visual_projection.weight"] = torch.randn(sizes.cls_dim, 4)
-    for encoder, width in zip(("text_encoder", "text_encoder_2"), sizes.text_dims, strict=True):
-        for layer in (0, 1):
-            for name in ("q", "k", "v", "out"):
-                key = f"text_lora.{encoder}.text_model.encoder.layers.{layer}.self_attn.{name}_proj.lora_linear_layer"
-                tensors |= pair(key, width, width)
-    for block in attentions:
-        width = 8 if block.startswith(("down_blocks.1", "up_blocks.1")) else 16
-        for number, source in ((1, width), (2, sizes.context_dim)):
-            key = f"unet_lora.{block}.attn{number}.processor"
-            sizes_in = {"to_q_lora": width, "to_k_lora": source, "to_v_lora": source, "to_out_lora": width}
-            if number == 2:
-                sizes_in |= {"to_k_lora_image": source, "to_v_lora_image": source}
-            for name, size in sizes_in.items():
-                tensors |= pair(f"{key}.{name}", size, width)
-    return tensors
-
-
-def as_official(tensors: dict[str, Tensor], attentions: list[str]) -> dict[str, dict[str, Any]]:
-    """The three official files' contents."""
-    custom: dict[str, dict[str, Tensor]] = {group: {} for group in OFFICIAL_GROUPS}
-    files: dict[str, dict[str, Any]] = {UNET_FILE: {}, TEXT_FILE: {}, CUSTOM_FILE: custom}
-    official = {ours: theirs for theirs, ours in OFFICIAL_GROUPS.items()}
-    for key, tensor in tensors.items():
-        group, rest = key.split(".", 1)
-        if group == "unet_lora":
-            attention, lora = rest.split(".processor.")
-            block, number = attention.rsplit(".attn", 1)
-            files[UNET_FILE][f"{2 * attentions.index(block) + int(number) - 1}.{lora}"] = tensor
-        elif group == "text_lora":
-            files[TEXT_FILE][rest] = tensor
-        else:
-            custom[official[group]][rest] = tensor
-    return files
+NEW, OLD, AGAIN = "new.safetensors", "old.safetensors", "again.safetensors"
+LARGEST_HALF = 65504
 
 
 class Checkpoints:
@@ -91,6 +47,8 @@ class Checkpoints:
             torch.save(state, self.folder / name)
         files = (*OFFICIAL_FILES, NEW, OLD)
         self.contents = {name: (self.folder / name).read_bytes() for name in files}
+        self.names = dict(flat(as_official({key: key for key in self.tensors}, attentions)))
+        self.hashes: dict[str, str] = {}
         self.whole = load_checkpoint(self.folder)
         assert load_checkpoint(self.folder / NEW).hash == load_checkpoint(self.folder / OLD).hash == self.whole.hash
         index = st.integers(0, 10_000)
@@ -109,26 +67,43 @@ class Checkpoints:
         for other, content in self.contents.items():
             if other in OFFICIAL_FILES and (self.folder / other).stat().st_size != len(content):
                 (self.folder / other).write_bytes(content)
+        written: dict[str, Any] | None = {}
         try:
             if how == "bytes":
                 path.write_bytes(change(self.contents[name], changes))
-            elif not self.write_changed(path, changes):
+            elif (written := self.write_changed(path, changes)) is None:
                 return RIGHT
             loaded = load_checkpoint(self.folder if name in OFFICIAL_FILES else path)
         finally:
             path.write_bytes(self.contents[name]) if name in OFFICIAL_FILES else None
-        tensors = loaded.tensors()
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise Wrong("loaded with numbers that are not finite")
-        lost = {key for key in self.tensors.keys() - tensors.keys() if not key.startswith("vision.")}
-        if lost or tensors.keys() - self.tensors.keys():
-            raise Wrong(f"loaded without {sorted(lost)[:2]}, with {sorted(tensors.keys() - self.tensors.keys())[:2]}")
         if how == "bytes" and name != OLD and loaded.hash != self.whole.hash:
             raise Wrong("loaded other numbers than were saved")
+        self.check(loaded, self.tensors | (load_file(path) if name == OLD else written))
         return RIGHT
 
-    def write_changed(self, path: Path, changes) -> bool:
-        """Writes a state with tensors changed; False where this kind of file cannot hold such a thing."""
+    def check(self, loaded: Checkpoint, wanted: dict[str, Any]) -> None:
+        """Raises Wrong unless every tensor is there (but for whole layers that one may be without) and as it was
+        written, a hash is one checkpoint's, and the checkpoint is the same when it was saved again."""
+        tensors = loaded.tensors()
+        lost, more = self.tensors.keys() - tensors.keys(), tensors.keys() - self.tensors.keys()
+        if more or {part_of(key) for key in lost} & {part_of(key) for key in tensors}:
+            raise Wrong(f"loaded without {sorted(lost)[:2]}, with {sorted(more)[:2]}")
+        for key, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise Wrong("loaded with numbers that are not finite")
+            if not torch.equal(kept(tensor), kept(wanted[key])):
+                raise Wrong(f"loaded other numbers than were written: {key}")
+        content = hashlib.sha256(b"".join(kept(tensors[key]).numpy().tobytes() for key in sorted(tensors))).hexdigest()
+        if self.hashes.setdefault(loaded.hash, content) != content:
+            raise Wrong("loaded with the hash of another checkpoint")
+        save_checkpoint(loaded, self.folder / AGAIN)
+        again = load_checkpoint(self.folder / AGAIN)
+        if again.hash != loaded.hash or not all(torch.equal(tensors[k], one) for k, one in again.tensors().items()):
+            raise Wrong("saved again as another checkpoint")
+
+    def write_changed(self, path: Path, changes) -> dict[str, Any] | None:
+        """Writes a state with tensors changed -> what there is under the readable names; None where this kind of file
+        cannot hold such a thing."""
         is_bin = path.name in OFFICIAL_FILES
         state = dict(self.official[path.name] if is_bin else self.tensors)
         if path.name == CUSTOM_FILE:
@@ -141,70 +116,36 @@ class Checkpoints:
             state = apply(state, changes)
         if is_bin:
             torch.save(state, path)
-            return True
+            return {self.names[place]: value for place, value in flat({path.name: state}) if place in self.names}
         if not all(
             isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
             for value in state.values()
         ):
-            return False
+            return None
         if any(value.numel() > 1_000_000 for value in state.values()):
-            return False
-        save_file({str(key): value.contiguous().clone() for key, value in state.items()}, path)
-        return True
+            return None
+        state = {str(key).encode(errors="replace").decode(): tensor for key, tensor in state.items()}
+        save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, path)
+        return state
 
 
-CHANGES = st.one_of(
-    st.tuples(st.sampled_from(["drop", "group", "flatten", "empty", "expand", "one", "transpose", "nan", "inf"])),
-    st.tuples(st.just("dtype"), st.sampled_from([torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])),
-    st.tuples(st.just("value"), st.sampled_from([None, "text", [1], {}, 3.5, {"a": torch.zeros(2)}, "sparse", "meta"])),
-    st.tuples(st.just("number"), NUMBERS),
-    st.tuples(st.just("rename"), st.one_of(st.text(max_size=8), st.integers(), st.booleans(), st.none())),
-    st.tuples(st.just("add"), st.text(max_size=40)),
-    st.tuples(st.just("larger"), st.integers(0, 3)),
-)
+def flat(state: dict, place: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """Every value of dictionaries in dictionaries, and the keys that lead to it."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from flat(value, (*place, key))
+        else:
+            yield (*place, key), value
 
 
-def apply(state: dict, changes) -> dict:
-    for index, (kind, *how) in changes:
-        if not state:
-            break
-        key = list(state)[index % len(state)]
-        value = state[key]
-        if kind in ("drop", "group"):
-            del state[key]
-        elif kind == "value":
-            state[key] = {"sparse": torch.ones(3).to_sparse(), "meta": torch.ones(3, device="meta")}.get(
-                how[0] if isinstance(how[0], str) else "", how[0]
-            )
-        elif kind == "rename":
-            state[how[0]] = state.pop(key)
-        elif kind == "number" and isinstance(key, str):
-            parts = key.split(".")
-            digits = [n for n, part in enumerate(parts) if part.isdigit()]
-            if digits:
-                parts[digits[index % len(digits)]] = how[0]
-                state[".".join(parts)] = state.pop(key)
-        elif kind == "add":
-            state[how[0]] = torch.zeros(2)
-        elif isinstance(value, Tensor) and value.layout == torch.strided and value.nbytes < 1 << 20:
-            state[key] = reshaped(value, kind, how)
-    return state
+def part_of(key: str) -> str:
+    """What of a checkpoint one may be without, as a whole: layers and projection of CLIP, a text encoder's layer; of
+    other tensors the name of them all."""
+    layer = re.match(r"(vision|text_lora)\..*layers\.\d+\.|vision\.visual_projection\.", key)
+    return layer[0] if layer else ""
 
 
-def reshaped(value: Tensor, kind: str, how: list) -> Tensor:
-    if kind == "dtype":
-        return value.to(how[0]) if value.is_floating_point() else value
-    if kind in ("nan", "inf") and value.is_floating_point() and value.numel():
-        value = value.clone()
-        value.view(-1)[0] = float(kind)
-        return value
-    if kind == "larger" and value.ndim:
-        return torch.cat([value] * 2, dim=how[0] % value.ndim)
-    made = {
-        "flatten": lambda: value.flatten(),
-        "empty": lambda: value.new_zeros(0),
-        "expand": lambda: value.new_zeros(1).expand(100_000, 100_000),
-        "one": lambda: value.new_zeros(()),
-        "transpose": lambda: value.transpose(0, -1) if value.ndim > 1 else value,
-    }
-    return made[kind]() if kind in made else value
+def kept(tensor: Tensor) -> Tensor:
+    """What must stay of numbers whatever the dtype: half precision, and those beyond its range as they are."""
+    exact = tensor.double()
+    return torch.where(exact.abs() > LARGEST_HALF, exact, exact.half().double())

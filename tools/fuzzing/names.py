@@ -7,7 +7,8 @@ from pathlib import Path
 import folder_paths
 from hypothesis import strategies as st
 
-from .outcome import RIGHT, Wrong
+from .outcome import RIGHT, Wrong, make_subject
+from .values import ODD, any_text
 
 PARTS = [
     *(
@@ -37,11 +38,11 @@ PARTS = [
         "\u0430",
         "\u0e19\u0e49\u0e33",
         "\U0001f600",
-        "\ud800",
+        *ODD,
     ),
     *(" ", "x" * 150, "\u5b89" * 70, "|", "<|subj|>", "C:", "$", "*", "\u202e", "\xa0"),
 ]
-texts = st.one_of(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), st.text(max_size=60))
+texts = st.one_of(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), any_text(60))
 
 
 class Names:
@@ -58,6 +59,7 @@ class Names:
         folder_paths.set_output_directory(str(self.root / "output"))
         folder_paths.set_input_directory(str(self.root / "input"))
         (self.root / "secret.safetensors").write_text("secret")
+        (self.root / "mmdiff_subjects" / f"{ODD[1]}.safetensors").write_text("no UTF-8")
         self.writes = {
             "subject": lambda name: folders.new_file(subjects.FOLDER, name),
             "checkpoint": lambda name: folders.new_file(checkpoints.FOLDER, name),
@@ -68,11 +70,19 @@ class Names:
             "load subject": lambda name: folders.find(subjects.FOLDER, name, "file"),
             "load checkpoint": lambda name: folders.find(checkpoints.FOLDER, name, "checkpoint"),
         }
-        self.others = {
-            "data": train.data_path,
-            "region": subjects.trigger_name,
-        }
+        self.node = subjects.MMDiffSubjectRegion.execute
+        self.subject = make_subject(4, 2, 8)
+        self.others = {"data": train.data_path, "region": self.region}
         self.cases = st.tuples(st.sampled_from([*self.writes, *self.reads, *self.others]), texts)
+
+    def region(self, name: str) -> None:
+        """A subject's name, in the node and in its file."""
+        from mm_diff_pack.mmdiff_model.subject_file import load_subject, save_subject
+
+        named = self.node(self.subject, 1.0, name, 0.0, 1.0).args[0]
+        save_subject(named, self.root / "named.safetensors")
+        if load_subject(self.root / "named.safetensors").name != name.strip():
+            raise Wrong("a file with another name of its subject")
 
     def __call__(self, case) -> str:
         kind, name = case

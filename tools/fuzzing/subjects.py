@@ -1,4 +1,4 @@
-"""Subject files: bytes changed anywhere, and headers, tensors and thumbnails of every kind."""
+"""Subject files: bytes changed anywhere, and headers, tensors and thumbnails of every kind; saved again as loaded."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from safetensors.torch import save_file
 from mmdiff_model.subject import Subject
 from mmdiff_model.subject_file import FORMAT, load_subject, save_subject
 
-from .outcome import RIGHT, Wrong, byte_changes, change
+from .outcome import RIGHT, Wrong
+from .values import LARGE, any_text, byte_changes, change
 
 json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.just(10**400)),
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), any_text(20), st.just(10**400)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=5,
 )
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8]
+NUMBERS = [0.0, 1.0, 0.5, -1.0, float("nan"), float("inf"), *LARGE]
 shapes = st.lists(st.sampled_from([0, 1, 2, 4, 8]), max_size=4)
-tensors = st.tuples(shapes, st.sampled_from(DTYPES), st.sampled_from([0.0, 1.0, 0.5, -1.0, float("nan"), float("inf")]))
+tensors = st.tuples(shapes, st.sampled_from(DTYPES), st.sampled_from(NUMBERS))
 
 
 def picture(kind: str, size: int) -> str:
@@ -71,16 +73,16 @@ class Subjects:
         else:
             self.write(how, what)
         loaded = load_subject(self.path)
-        if how == "bytes":
-            for field in fields(Subject):
-                one, other = getattr(loaded, field.name), getattr(self.again, field.name)
-                if not (torch.equal(one, other) if torch.is_tensor(other) else one == other):
-                    raise Wrong(f"loaded another {field.name}")
+        if how == "bytes" and (other := difference(loaded, self.again)):
+            raise Wrong(f"loaded another {other}")
         for tensor in (loaded.cls, loaded.tokens, loaded.region, loaded.thumbnail):
             if tensor is not None and not (tensor.isfinite().all() and tensor.dtype == torch.float32):
                 raise Wrong("loaded numbers that are not finite")
         if not (0 <= loaded.start_percent <= loaded.end_percent <= 1 and 0 <= loaded.strength <= 3):
             raise Wrong("loaded a range that is none")
+        save_subject(loaded, self.path)
+        if other := difference(load_subject(self.path), loaded):
+            raise Wrong(f"saved again with another {other}")
         return RIGHT
 
     def write(self, how: str, what) -> None:
@@ -96,9 +98,19 @@ class Subjects:
             header["thumbnail"] = what
         else:
             key, (shape, dtype, value) = what
-            found[key] = torch.full(shape, value).to(dtype)
+            found[key] = torch.full(shape, value, dtype=torch.float64).to(dtype)
         save_file(found, self.path, {FORMAT: json.dumps(header)})
 
 
 def encode(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+def difference(one: Subject, other: Subject) -> str:
+    """The name of a field that two subjects do not share, or ""."""
+    for field in fields(Subject):
+        value, wanted = getattr(one, field.name), getattr(other, field.name)
+        both = torch.is_tensor(value) and torch.is_tensor(wanted)
+        if not (torch.equal(value, wanted) if both else value is wanted or value == wanted):
+            return field.name
+    return ""

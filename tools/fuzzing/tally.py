@@ -62,7 +62,8 @@ class Tally:
             finding["count"] += 1
             shown = ascii(case)[:1000]
             if finding["case"] is None or len(shown) < len(finding["case"]):
-                finding |= {"kind": kind, "outcome": outcome, "what": what, "case": shown}
+                plain = what.encode("ascii", "backslashreplace").decode()
+                finding |= {"kind": kind, "outcome": outcome, "what": plain, "case": shown}
 
     def figures(self) -> dict:
         outcomes = sum(self.by_kind.values(), Counter())

@@ -10,11 +10,12 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from .names import texts
-from .outcome import OURS, PACK, REFUSED, RIGHT, Wrong
+from .outcome import OURS, PACK, REFUSED, RIGHT, SURROGATE, Wrong
+from .values import LARGE
 
 values = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), texts, st.just(10**400), st.just([]), st.just({}),
-    st.lists(st.one_of(st.text(max_size=3), st.integers(-3, 9)), min_size=2, max_size=2),
+    st.lists(st.one_of(st.text(max_size=3), st.integers(-3, 9)), min_size=2, max_size=2), st.sampled_from(LARGE),
 )  # fmt: skip
 
 
@@ -63,6 +64,8 @@ class Workflows:
                 raise RuntimeError(f"{one['extra_info']['exception_type']}: {one['details']}")
             if one["type"] == "custom_validation_failed" and not OURS.search(one["details"]):
                 raise Wrong(f"refused without the input's name: {one['details']}")
+            if one["type"] == "custom_validation_failed" and SURROGATE.search(one["details"]):
+                raise Wrong(f"said what ends ComfyUI's worker: {one['details']}")
         return RIGHT if valid else REFUSED
 
     def change(self, prompt: dict, kind: str, node: int, key: int, value) -> None:

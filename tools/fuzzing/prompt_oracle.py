@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import comfy.sd1_clip
-from transformers import CLIPTokenizerFast
+import transformers
 
 Chars = list[tuple[str, int]]  # a character that is read, and where it stands in the prompt
 OPEN, CLOSE = "open", "close"
@@ -24,8 +24,8 @@ class Places:
 
 
 @cache
-def fast_tokenizer() -> CLIPTokenizerFast:
-    return CLIPTokenizerFast.from_pretrained(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer")
+def fast_tokenizer() -> transformers.PreTrainedTokenizerBase:
+    return transformers.CLIPTokenizerFast.from_pretrained(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer")
 
 
 def segments(text: str) -> list[Chars]:
