@@ -4,12 +4,14 @@
 
 Pictures differ in size, batch, subjects, sampler, scheduler, routing, delay and halves, come in bursts from several
 clients, and use the tiny models. A job is answered by pictures, by a sentence, or by word that it was cancelled.
-The last line has the figures. The exit status is 1 where a job was lost or answered wrongly, where memory left 2% of
-what it was after the first fifty jobs, or where the plain picture is another at the end than at the start.
+The last line has the figures. The exit status is 1 where a job was lost or answered wrongly (a picture of one colour,
+another picture than the first time), where memory left 2% of what it was after the first fifty jobs, as it is or after
+everything was freed, or where the plain picture is another at the end than at the start.
 """
 
+from __future__ import annotations
+
 import argparse
-import io
 import json
 import os
 import statistics
@@ -23,31 +25,38 @@ from pathlib import Path
 from random import Random
 
 import setup_host
+from soak_memory import Memory, trend
+from soak_pictures import digests, look
 from soaking import Graphs, Prompt
 
 HOST = "MMDIFF_SOAK_HOST"
-PICTURE, CANCELLED, MALFORMED = "picture", "cancelled", "malformed"
+PICTURE, AGAIN, CANCELLED, MALFORMED = "picture", "again", "cancelled", "malformed"
 # glibc then gives freed memory back at once, so that what is measured is what the server holds
 GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
 WARM, MEMORY_SPAN, MEMORY_BOUND = 50, 10, 0.02  # jobs before memory is compared, jobs of a median, its change
+SETTLE = 20  # jobs from one freeing to the next, from the fiftieth on: both medians of a thousand jobs follow one
 CLIENTS = 4
 LOST_SECONDS = 300
 
 
 @dataclass
 class Job:
-    """A prompt to post, and what came of it: `answer` is ok, refused, cancelled, lost or wrong."""
+    """A prompt to post, and what came of it: `answer` is ok, refused, cancelled, lost or wrong. `first` is the job that
+    asked for the same pictures."""
 
     kind: str
     about: str
     prompt: Prompt
     answer: str = ""
     said: str = ""
+    pictures: list[str] = field(default_factory=list)
+    first: Job | None = None
 
 
 @dataclass
 class Figures:
-    """What a soak measured; memory is the server's, in MiB, around the fiftieth job, at the end, and after each."""
+    """What a soak measured. Memory is the server's, in MiB, around the fiftieth job, at the end, and after each;
+    `settled` is what it held after so many jobs when all was freed, from the fiftieth on; after a short soak alone."""
 
     jobs: int = 0
     answers: dict[str, int] = field(default_factory=dict)
@@ -58,6 +67,7 @@ class Figures:
     memory_last: float = 0.0
     plain_is_the_same: bool = False
     memory: list[float] = field(default_factory=list)
+    settled: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -65,23 +75,38 @@ class Figures:
         return self.memory_last / self.memory_first - 1
 
     @property
+    def trend(self) -> float:
+        """MiB per 100 jobs, of what is held when all is freed."""
+        return trend(self.settled)
+
+    @property
+    def settled_change(self) -> float:
+        """What the trend makes of it from the fiftieth job to the end."""
+        (begin, held), (end, _) = self.settled[0], self.settled[-1]
+        return self.trend * (end - begin) / 100 / held
+
+    @property
     def passed(self) -> bool:
-        steady = abs(self.memory_change) <= MEMORY_BOUND
+        steady = max(abs(self.memory_change), abs(self.settled_change)) <= MEMORY_BOUND
         return not self.lost and not self.wrong and self.plain_is_the_same and steady
 
     def line(self) -> str:
         answers = ", ".join(f"{count} {answer}" for answer, count in sorted(self.answers.items()))
         same = "bit-identical" if self.plain_is_the_same else "CHANGED"
+        freed = f"{self.settled[-1][1]:.0f} MiB when all is freed"
+        if len(self.settled) > 1:
+            freed += f", {self.trend:+.2f} per 100 jobs ({self.settled_change:+.1%})"
         return (
             f"soak: {self.jobs} jobs in {self.seconds:.0f} s ({answers}); {len(self.lost)} lost, {len(self.wrong)} "
-            f"wrong; memory {self.memory_first:.0f} -> {self.memory_last:.0f} MiB ({self.memory_change:+.1%}); plain "
-            f"picture {same}"
+            f"wrong; memory {self.memory_first:.0f} -> {self.memory_last:.0f} MiB ({self.memory_change:+.1%}), "
+            f"{freed}; plain picture {same}"
         )
 
 
 def jobs_of(graphs: Graphs, count: int) -> list[list[Job]]:
     """Bursts of jobs, posted at once; a job to be cancelled comes alone, for ComfyUI cancels whatever is at work."""
-    bursts, made = [], 0
+    bursts: list[list[Job]] = []
+    made, painted = 0, []  # pictures that may be asked for once more
     while made < count:
         if graphs.random.random() < 0.15:
             burst = [Job(CANCELLED, "", graphs.picture(steps=12))]
@@ -90,8 +115,12 @@ def jobs_of(graphs: Graphs, count: int) -> list[list[Job]]:
             for _ in range(min(graphs.random.randint(1, CLIENTS), count - made)):
                 if graphs.random.random() < 0.35:
                     burst.append(Job(MALFORMED, *graphs.malformed()))
+                elif painted and graphs.random.random() < 0.25:
+                    first = painted.pop(graphs.random.randrange(len(painted)))
+                    burst.append(Job(AGAIN, "", graphs.again(first.prompt), first=first))
                 else:
                     burst.append(Job(PICTURE, "", graphs.picture()))
+        painted += [job for job in burst if job.kind == PICTURE]
         bursts.append(burst)
         made += len(burst)
     return bursts
@@ -99,23 +128,24 @@ def jobs_of(graphs: Graphs, count: int) -> list[list[Job]]:
 
 def soak(server, photo: str, jobs: int, seed: int = 0, show: Callable[[str], None] = lambda line: None) -> Figures:
     """Posts so many jobs to a LiveServer that has the tiny models."""
-    import psutil
-
-    process = psutil.Process(server.process.pid)
     random = Random(seed)
     graphs = Graphs(photo, random)
     figures, begun = Figures(jobs), time.monotonic()
-    memory = figures.memory
+    memory, measure = figures.memory, Memory(server)
     before = plain_picture(server, graphs, repeats=1)
     with ThreadPoolExecutor(CLIENTS) as clients:
         for burst in jobs_of(graphs, jobs):
             cancel_at = random.randint(1, 14)
             list(clients.map(lambda job, step=cancel_at: run_job(server, job, step), burst))
             server.post("/history", {"clear": True})  # it grows with every prompt, on purpose
-            memory += [process.memory_info().rss / 2**20] * len(burst)
+            memory += [measure.plain()] * len(burst)
+            if jobs >= 2 * WARM and len(memory) >= WARM + SETTLE * len(figures.settled):
+                figures.settled.append((len(memory), measure.settled()))
             for job in burst:
                 note(figures, job)
                 show(f"{len(memory)} {job.kind} {job.about}: {job.answer} {job.said[:100]}")
+    if not figures.settled or figures.settled[-1][0] < jobs:
+        figures.settled.append((jobs, measure.settled()))
     after = plain_picture(server, graphs, repeats=2)
     figures.plain_is_the_same = before == after
     warm = min(WARM, len(memory) // 2)
@@ -139,13 +169,16 @@ def run_job(server, job: Job, cancel_at: int) -> None:
 
     try:
         outputs = server.run(job.prompt, cancel if job.kind == CANCELLED else None, LOST_SECONDS)
-        job.answer = "ok" if server.images(outputs) else "wrong"
+        files = server.images(outputs, "show")
+        job.answer = "wrong"
+        job.pictures = look(files, job.prompt["latent"]["inputs"], job.first and job.first.pictures)
+        job.answer = "ok"
     except PromptError as error:
         job.answer = "cancelled" if error.kind == "execution_interrupted" else "refused"
         job.said = error.message if job.answer == "refused" else ""
     except (TimeoutError, ServerError, OSError, ValueError) as error:
-        job.answer, job.said = "lost", f"{type(error).__name__}: {str(error)[:300]}"
-    wanted = {PICTURE: ("ok",), CANCELLED: ("cancelled", "ok"), MALFORMED: ("refused",)}[job.kind]
+        job.answer, job.said = job.answer or "lost", f"{type(error).__name__}: {str(error)[:300]}"
+    wanted = {PICTURE: ("ok",), AGAIN: ("ok",), CANCELLED: ("cancelled", "ok"), MALFORMED: ("refused",)}[job.kind]
     if job.answer not in ("lost", *wanted):
         job.said, job.answer = f"{job.answer}: {job.said}", "wrong"
 
@@ -160,11 +193,8 @@ def note(figures: Figures, job: Job) -> None:
         found.append(f"{job.kind} {job.about}: {job.said} {json.dumps(job.prompt)[:3000]}")
 
 
-def plain_picture(server, graphs: Graphs, repeats: int) -> list[tuple]:
-    from PIL import Image
-
-    pictures = [Image.open(io.BytesIO(file)) for file in server.images(server.run(graphs.plain(repeats)), "show")]
-    return [(picture.size, picture.tobytes()) for picture in pictures]
+def plain_picture(server, graphs: Graphs, repeats: int) -> list[str]:
+    return digests(server.images(server.run(graphs.plain(repeats)), "show"))
 
 
 def start_and_soak(jobs: int, seed: int) -> Figures:
@@ -201,7 +231,8 @@ def main() -> int:
         return subprocess.run([host.python, __file__, *sys.argv[1:]], env=environment).returncode
     figures = start_and_soak(arguments.jobs, arguments.seed)
     if arguments.json:
-        measured = {**asdict(figures), "memory_change": figures.memory_change, "passed": figures.passed}
+        names = ("memory_change", "trend", "settled_change", "passed")
+        measured = asdict(figures) | {name: getattr(figures, name) for name in names}
         arguments.json.write_text(json.dumps(measured, indent=2) + "\n")
     print(figures.line())
     return 0 if figures.passed else 1

@@ -91,6 +91,13 @@ class Graphs:
             denoise=random.choice((1.0, 1.0, 0.6)),
         )
 
+    def again(self, prompt: Prompt) -> Prompt:
+        """A picture's prompt that ComfyUI's cache does not answer, and that paints the same."""
+        graph = copy.deepcopy(prompt)
+        graph["repeat"] = node("RepeatLatentBatch", samples=["latent", 0], amount=1)
+        graph["sample"]["inputs"]["latent_image"] = ["repeat", 0]
+        return graph
+
     def subject(self, graph: Prompt, number: int, region: bool) -> None:
         """Adds `subject_<number>`: encoded, sometimes mixed with itself, with a region where it is wanted."""
         random, name = self.random, f"subject_{number}"

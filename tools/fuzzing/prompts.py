@@ -132,7 +132,7 @@ class Prompts:
         self.cases = st.tuples(
             st.one_of(sentences, joined([*WORDS, LONG_NUMBER]), any_text(40)),
             st.one_of(st.just("blurry"), joined(WORDS), any_text(40)),
-            st.sampled_from([1.0, 1.0, 1.0, *LARGE]),
+            st.sampled_from([*[1.0] * 12, *LARGE]),
         )
 
     def __call__(self, case) -> str:

@@ -1,5 +1,9 @@
 """Development pack that the tests and the demo link into custom_nodes: tiny random models in place of large ones."""
 
+import ctypes
+import gc
+import sys
+
 from comfy_api.latest import ComfyExtension, io
 
 from .models import make_clip, make_clip_vision, make_model, make_vae
@@ -27,9 +31,29 @@ class MMDiffTinyModels(io.ComfyNode):
         return io.NodeOutput(make_model(seed), make_clip(seed), make_vae(seed), make_clip_vision(seed))
 
 
+class MMDiffTinyTrim(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MMDiffTinyTrim",
+            display_name="Trim Memory (MM-Diff development)",
+            category="MM-Diff/development",
+            description="Collects garbage, and lets the C library give back what it keeps for later (Linux).",
+            inputs=[io.Int.Input("number", default=0, min=0, max=2**31, tooltip="Another number runs it again.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, number: int) -> io.NodeOutput:
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+        return io.NodeOutput()
+
+
 class TinyPack(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [MMDiffTinyModels]
+        return [MMDiffTinyModels, MMDiffTinyTrim]
 
 
 async def comfy_entrypoint() -> TinyPack:
