@@ -35,8 +35,9 @@ class Recorder:
 
 
 def wanted_places(prompt: str, vectors: dict[str, int]) -> list[Places] | None:
-    """Where each trigger's word lies among the prompt's real tokens; None where it holds an embedding in a way that
-    this oracle does not read. vectors: how many each embedding has, 0 for one that is left out."""
+    """Where each trigger's word lies among the prompt's real tokens; None where it holds an embedding, or a parenthesis
+    too many, in a way that this oracle does not judge. vectors: how many each embedding has, 0 for one that is left
+    out."""
     text, ends = "", []
     for part in re.split(r"(<\|subj(?::[^|]*)?\|>)", prompt):
         if TRIGGER.fullmatch(part):
@@ -56,6 +57,8 @@ def wanted_places(prompt: str, vectors: dict[str, int]) -> list[Places] | None:
         return None
     for end in ends:
         last = max(place for char, place in read if place < end and not is_blank(char))
+        if text[last] == ")" and text[:last][-1:] != "\\":  # it closes nothing, and is passed over as if it did
+            return None
         found.append(places(text, last, last + 1))
     return found
 
