@@ -197,26 +197,31 @@ def plain_picture(server, graphs: Graphs, repeats: int) -> list[str]:
     return digests(server.images(server.run(graphs.plain(repeats)), "show"))
 
 
-def start_and_soak(jobs: int, seed: int) -> Figures:
-    """A server of its own with the tiny models and one photo."""
-    comfyui = Path(os.environ[HOST])
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [sys.argv[0], "--cpu"]  # ComfyUI reads the command line on import
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+def soak_alone(comfyui: Path, jobs: int, seed: int = 0, show: Callable[[str], None] = lambda line: None) -> Figures:
+    """In a server of its own with the tiny models and one photo."""
     import skimage.data
     from PIL import Image
 
     from live import LiveServer
     from tiny_prompt import write_tiny_models
 
-    os.environ.update(GIVE_BACK)
     with LiveServer(comfyui) as server:
         write_tiny_models(server.models)
         photo = server.folder / "person.png"
         Image.fromarray(skimage.data.astronaut()).save(photo)
-        return soak(server, server.upload(photo), jobs, seed, lambda line: print(line, flush=True))
+        return soak(server, server.upload(photo), jobs, seed, show)
+
+
+def start_and_soak(jobs: int, seed: int) -> Figures:
+    """With what ComfyUI's modules need to be imported here too."""
+    comfyui = Path(os.environ[HOST])
+    sys.path.insert(0, str(comfyui))
+    sys.argv = [sys.argv[0], "--cpu"]  # ComfyUI reads the command line on import
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    os.environ.update(GIVE_BACK)
+    return soak_alone(comfyui, jobs, seed, lambda line: print(line, flush=True))
 
 
 def main() -> int:
