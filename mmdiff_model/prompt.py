@@ -8,16 +8,22 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from .mistyped import find_mistyped, visible
+
 PLAIN_TRIGGER = "<|subj|>"
 TRIGGER = re.compile(r"<\|subj(?::([^|]*))?\|>")
 NAME = re.compile(r"[^|<>\x00-\x1f\x7f-\x9f]{0,200}")  # a name that a trigger can call, or none
-ALMOST = re.compile(r"<\|\s*subj", re.IGNORECASE)  # what a trigger with a typing mistake leaves in the text
 EMBEDDING = re.compile(r"(?:(?<=[()])|\A)embedding:.*", re.DOTALL)  # in a class word; its name ends at white space
+MOST_LETTERS = 20_000  # more take minutes to read, once for each trigger
 MOST_TRIGGERS = 100  # each is found by the whole prompt's tokens
 NUMBER_DIGITS = 4  # more do not number a subject, and Python refuses to read some thousands
 QUOTED, BEFORE, AFTER = 200, 30, 16  # characters of a prompt, and around a place in it, that an error quotes
 WHERE = (
     f"Put {PLAIN_TRIGGER} directly after the subject's class word, as in: a photo of a man{PLAIN_TRIGGER} on the beach"
+)
+RIGHT = (
+    f"Write {PLAIN_TRIGGER}, <|subj:2|> or <|subj:anna|> in just these signs, directly after the class word. It goes "
+    "behind a choice, not inside: {boy|girl}" + PLAIN_TRIGGER
 )
 
 
@@ -99,8 +105,9 @@ def check_triggers(prompt: str, subjects: int) -> None:
     """What can be said of a prompt before the subjects are known, but for their number.
 
     Raises PromptError without a trigger, with too many, with more plain ones than subjects, on an unknown number, a
-    mistyped one, and on one without a word before it.
+    mistyped one, and on one without a word before it; ValueError on more than MOST_LETTERS.
     """
+    check_spelling(prompt)
     found = list(TRIGGER.finditer(prompt))
     if not found:
         raise PromptError(prompt, "there is no trigger")
@@ -118,17 +125,34 @@ def check_triggers(prompt: str, subjects: int) -> None:
         label = (match[1] or "").strip()
         if match[1] is not None and (not label or label.isdecimal() and _number(label) not in range(1, subjects + 1)):
             raise _unknown(prompt, match, [""] * subjects)
-    if left := ALMOST.search(text := strip_triggers(prompt)):
-        raise PromptError(prompt, f'a trigger is mistyped, after "{text[: left.start()][-BEFORE:]}"')
     class_word_ends(prompt)
 
 
+def check_spelling(prompt: str) -> None:
+    """Raises PromptError on a mistyped trigger, which would be read as words, and ValueError as check_length does."""
+    check_length(prompt, "positive")
+    if place := find_mistyped(prompt, TRIGGER):
+        before, wrong = strip_triggers(prompt[: place.start])[-BEFORE:], visible(prompt[place])
+        raise PromptError(prompt, f'a trigger is mistyped, after "{before}": "{wrong}"', remedy=RIGHT)
+
+
 def check_negative(prompt: str) -> None:
-    """Raises ValueError on a trigger, which the text encoders would read as words."""
-    if ALMOST.search(prompt):
+    """Raises ValueError on a trigger, mistyped or not, which would be read as words, and as check_length does."""
+    check_length(prompt, "negative")
+    found = TRIGGER.search(prompt)
+    if place := slice(*found.span()) if found else find_mistyped(prompt, TRIGGER):
+        shown = visible(prompt[place]).encode(errors="replace").decode()
         raise ValueError(
-            "negative: a trigger <|subj|> stands in the negative prompt, where it calls nobody. Take it out; how the "
+            f"negative: a trigger {shown} stands in the negative prompt, where it calls nobody. Take it out; how the "
             "negative prompt is fused is the input negative_fusion."
+        )
+
+
+def check_length(prompt: str, source: str) -> None:
+    """Raises ValueError naming the input on more than MOST_LETTERS."""
+    if len(prompt) > MOST_LETTERS:
+        raise ValueError(
+            f"{source}: the prompt has {len(prompt)} letters, more than {MOST_LETTERS} are not read. Shorten it."
         )
 
 
@@ -148,15 +172,18 @@ def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     return subjects
 
 
-def _called(prompt: str, match: re.Match, names: Sequence[str]) -> int:
-    label = match[1].strip()
+def _called(prompt: str, match: re.Match, given: Sequence[str]) -> int:
+    label, names = composed(match[1].strip()), [composed(name) for name in given]
     if not label.isdecimal():
         if label not in names:
-            raise _unknown(prompt, match, names)
-        return list(names).index(label)
+            raise _unknown(prompt, match, given)
+        if names.count(label) > 1:
+            problem = f"two subjects have the name '{label}', in letters that look the same,"
+            raise PromptError(prompt, problem, match.start(), "Give each its own name in MM-Diff Subject Region")
+        return names.index(label)
     number = _number(label)
     if label in names and names[number - 1] != label:
-        named = list(names).index(label) + 1
+        named = names.index(label) + 1
         raise PromptError(
             prompt,
             f"the trigger <|subj:{label}|> may mean subject {number} or subject {named}, whose name is '{label}'; give "
@@ -164,6 +191,11 @@ def _called(prompt: str, match: re.Match, names: Sequence[str]) -> int:
             match.start(),
         )
     return number - 1
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: systems write the same letters in two forms."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _number(label: str) -> int:

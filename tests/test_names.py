@@ -150,3 +150,10 @@ def test_a_broken_link_beside_official_files_hides_nothing(output, checkpoint):
     assert set(before.split()) < set(after.split()) and "notes.bin" in after and "loop.bin" in after
     loaded = checkpoints.MMDiffLoader.execute(checkpoint="portrait", text_encoder_2_lora=False).args[0]
     assert loaded.hash == checkpoint.hash
+
+
+def test_a_name_is_the_same_in_either_form_of_unicode():
+    composed, decomposed = "jos\u00e9", "jose\u0301"
+    for name, written in ((composed, decomposed), (decomposed, composed)):
+        assert trigger_subjects(f"a man<|subj:{written}|>", ["", "jos", name]) == [2]
+    assert trigger_subjects("a man<|subj:ann|> and a woman<|subj:anna|>", ["anna", "ann"]) == [1, 0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from helpers import random_subject
-from mmdiff_model.prompt import WHERE, PromptError, strip_triggers, trigger_subjects
+from mmdiff_model.prompt import RIGHT, WHERE, PromptError, strip_triggers, trigger_subjects
 from mmdiff_model.text import ENCODERS, encode_text, find_class_words
 
 pytestmark = pytest.mark.hosts
@@ -107,7 +107,7 @@ def test_numbers_and_names():
     ("prompt", "names", "problem", "remedy"),
     [
         ("a man on the beach", [""], "no trigger", WHERE),
-        ("A MAN<|SUBJ|>", [""], "no trigger", WHERE),
+        ("A MAN<|SUBJ|>", [""], 'mistyped, after "A MAN": "<.SUBJ.>"', RIGHT),
         ("a man<|subj|> and a woman<|subj|>", [""], "more triggers than subjects", "or take this trigger out"),
         ("a man<|subj:3|>", ["", ""], "names no connected subject", "Write one of those in its place"),
         ("a man<|subj:bob|>", ["anna"], "names no connected subject", "Write one of those in its place"),

@@ -209,8 +209,8 @@ def test_what_the_hosts_tokeniser_cannot_read_is_named(prompt, tiny):
         found_places(tiny, prompt)
 
 
-def test_thirty_thousand_parentheses_take_less_than_a_second(tiny):
-    for mess in (")" * 30_000, ") " * 15_000, "a:" + ") " * 15_000, "(a:1.2" + ")" * 30_000, "<|subj:" * 4000):
+def test_as_many_parentheses_as_are_read_take_less_than_a_second(tiny):
+    for mess in (")" * 19_900, ") " * 9900, "a:" + ") " * 9900, "(a:1.2" + ")" * 19_900, "<|subj:" * 2800):
         start = time.process_time()
         with pytest.raises(PromptError):
             found_places(tiny, f"a man{mess}<|subj|>,<|subj|>")
@@ -245,6 +245,7 @@ def test_a_text_of_embeddings_takes_no_longer_than_others(tiny):
         ("man<|subj|> and a woman<|Subj|>", ["", ""], 'mistyped, after "man and a woman"'),
         ("man<|subj|> and a woman<| subj:2|>", ["", ""], "mistyped"),
         ("man<|su<|subj|>bj|>", [""], "mistyped"),
+        ("man<|subj:jose\u0301|>", ["jos\u00e9", "jose\u0301"], "two subjects have the name"),
     ],
 )
 def test_numbers_and_names_that_could_be_taken_for_another(prompt, names, problem):
