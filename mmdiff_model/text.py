@@ -100,13 +100,27 @@ def encode_text(
         subjects_of = {CLASS_WORDS: keys, CALLED: called, WRITTEN: written}
         encoded.positive.extend(fuse.encode(strip_triggers(positive), active, options | subjects_of))
         encoded.negative.extend(fuse.encode(negative, {} if clean_negative else active, options))
-    for source, side in (("positive", encoded.positive), ("negative", encoded.negative)):
-        if not all(embeddings.isfinite().all() for embeddings, _ in side):
-            raise ValueError(
-                f"{source}: the encoded prompt holds numbers that are not finite, and would paint black. A weight in "
-                "it is too large, or one of its embeddings or subjects is damaged."
-            )
+    check_finite(encoded.positive, "positive")
+    check_finite(encoded.negative, "negative")
     return encoded
+
+
+def encode_plain(clip: CLIP, text: str, source: str) -> list:
+    """The host's conditioning of a text without triggers. Raises ValueError naming the input where it is not finite or
+    the host cannot read it."""
+    check_weights(tokenize(clip, text, source), source)
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    check_finite(conditioning, source)
+    return conditioning
+
+
+def check_finite(conditioning: list, source: str) -> None:
+    """Raises ValueError naming the input where a conditioning holds NaN or infinite numbers."""
+    if not all(embeddings.isfinite().all() for embeddings, _ in conditioning):
+        raise ValueError(
+            f"{source}: the encoded prompt holds numbers that are not finite, and would paint black. A weight in it is "
+            "too large, or one of its embeddings or subjects is damaged."
+        )
 
 
 def with_text_lora(clip: CLIP, checkpoint: Checkpoint) -> CLIP:

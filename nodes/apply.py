@@ -2,11 +2,11 @@
 
 from comfy_api.latest import io
 
-from ..mmdiff_model.prompt import check_negative, check_triggers, strip_triggers
+from ..mmdiff_model.prompt import check_negative, check_spelling, check_triggers, strip_triggers
 from ..mmdiff_model.sampling import apply_subjects
 from ..mmdiff_model.sampling.routing import MODES, OFF
 from ..mmdiff_model.schedule import Schedule
-from ..mmdiff_model.text import encode_text
+from ..mmdiff_model.text import encode_plain, encode_text
 from .checks import check_range, checked, validation
 from .sockets import connected_subjects, mmdiff_input, subjects_input
 
@@ -77,6 +77,14 @@ def check_prompts(positive: str | None, negative: str | None, subjects: dict | N
         check_triggers(positive, len(subjects))
     if isinstance(negative, str):
         check_negative(negative)
+
+
+def check_plain(positive: str | None, negative: str | None) -> None:
+    """Raises ValueError on mistyped triggers, which would not be taken out of a plain prompt."""
+    if isinstance(positive, str):
+        check_spelling(positive)
+    if isinstance(negative, str):
+        check_negative(strip_triggers(negative))
 
 
 class MMDiffApply(io.ComfyNode):
@@ -156,8 +164,9 @@ class MMDiffApply(io.ComfyNode):
         enabled: bool = True,
     ) -> io.NodeOutput:
         if not enabled:
-            plain = (clip.encode_from_tokens_scheduled(clip.tokenize(strip_triggers(p))) for p in (positive, negative))
-            return io.NodeOutput(model, *plain)
+            check_plain(positive, negative)
+            texts = {"positive": strip_triggers(positive), "negative": strip_triggers(negative)}
+            return io.NodeOutput(model, *(encode_plain(clip, text, source) for source, text in texts.items()))
         check_range(start_percent, end_percent)
         found = connected_subjects(subjects, mmdiff)
         schedule = Schedule(start_percent, end_percent, start_merge_step)
@@ -171,7 +180,7 @@ class MMDiffApply(io.ComfyNode):
         cls, subjects=None, positive=None, negative=None, start_percent=None, end_percent=None, enabled=True
     ) -> bool | str:
         if not enabled:  # off, or linked and not known yet
-            return True
+            return validation(lambda: check_plain(positive, negative))
         return validation(
             lambda: check_range(start_percent, end_percent), lambda: check_prompts(positive, negative, subjects)
         )
