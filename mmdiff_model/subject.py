@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .adapter import PORTRAIT
 from .checkpoint import Checkpoint
-from .vision import check_clip_vision, encode_cls, encode_patches, pad_to_square, resize
+from .vision import check_clip_vision, encode_cls, encode_patches, resize, resize_square
 
 WHITE, BLACK = 1.0, 0.0
 THUMBNAIL = 128
@@ -79,7 +79,7 @@ def encode_subject(
     else:
         cls = encode_cls(clip_vision, checkpoint, photos, WHITE)
         identity = cls
-        crops = [resize(pad_to_square(photo, WHITE), clip_vision.image_size) for photo in photos]
+        crops = [resize_square(photo, clip_vision.image_size, WHITE) for photo in photos]
     tokens = subject_tokens(checkpoint, identity, encode_patches(clip_vision, crops))
     return Subject(
         cls=cls[0] if cls_from == "first" else cls.mean(dim=0),

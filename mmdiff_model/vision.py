@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from .checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
+STRIP = 64  # rows at a time
+LONG = 8  # times as high as wide
 
 
 def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> None:
@@ -61,14 +63,35 @@ def resize(photo: Tensor, size: int) -> Tensor:
     """(H, W, 3) in 0..1 -> (size, size, 3): antialiased bilinear on 8-bit values, as released datasets.py."""
     pixels = (photo * 255).round().movedim(-1, 0)
     if pixels.shape[1:] != (size, size):
-        pixels = nn.functional.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0].round()
+        pixels = _resample(pixels, (size, size)).round()
     return pixels.movedim(0, -1) / 255
+
+
+def resize_square(photo: Tensor, size: int, fill: float) -> Tensor:
+    """resize(pad_to_square(photo, fill), size) without the square, which of a narrow photo takes gigabytes.
+
+    To the bit, as resizing takes rows first and columns then; a photo that is LONG takes its columns first, and may be
+    a step of 1/255 off in a few pixels.
+    """
+    height, width = photo.shape[:2]
+    if height > LONG * width:
+        return resize_square(photo.transpose(0, 1), size, fill).transpose(0, 1)
+    pixels, side, fill = (photo * 255).round().movedim(-1, 0), abs(height - width) // 2, fill * 255
+    beside, above = (side, 0) if height > width else (0, side)
+    strips = (nn.functional.pad(strip, (beside, beside), value=fill) for strip in pixels.split(STRIP, dim=1))
+    narrow = torch.cat([_resample(strip, (strip.shape[1], size)) for strip in strips], dim=1)
+    square = nn.functional.pad(narrow, (0, 0, above, above), value=fill)
+    return _resample(square, (size, size)).round().movedim(0, -1) / 255
+
+
+def _resample(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    return nn.functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
 
 
 @torch.no_grad()
 def encode_cls(clip_vision: ClipVisionModel, checkpoint: Checkpoint, photos: list[Tensor], fill: float = 0.0) -> Tensor:
     """Photos (H, W, 3) in 0..1, any sizes -> projected CLS of the tuned encoder, (n, 768) float32 on the CPU."""
-    squares = torch.stack([resize(pad_to_square(photo, fill), clip_vision.image_size) for photo in photos])
+    squares = torch.stack([resize_square(photo, clip_vision.image_size, fill) for photo in photos])
     return _run(clip_vision, tuned(clip_vision, checkpoint), squares)[2]
 
 

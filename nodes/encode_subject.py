@@ -8,7 +8,7 @@ from ..mmdiff_model.adapter import PORTRAIT
 from ..mmdiff_model.checkpoint import Checkpoint
 from ..mmdiff_model.faces import WHICH, detect
 from ..mmdiff_model.subject import Face, Subject, encode_subject
-from ..mmdiff_model.vision import pad_to_square, resize, segment
+from ..mmdiff_model.vision import resize_square, segment
 from .checks import checked
 from .images import masks_from, photos_from
 from .sockets import FACE_SOCKETS, MMDiffSubject, mmdiff_input
@@ -108,9 +108,7 @@ class MMDiffEncodeSubject(io.ComfyNode):
         faces = find_faces(mmdiff, face_analysis, photos, face, face_index)
         subject = encode_subject(mmdiff, clip_vision, photos, faces, cls_from="first" if cls_from == FIRST else "mean")
         crops = (
-            [found.crop for found in faces]
-            if faces
-            else [resize(pad_to_square(photo, 1.0), PREVIEW_SIZE) for photo in photos]
+            [found.crop for found in faces] if faces else [resize_square(photo, PREVIEW_SIZE, 1.0) for photo in photos]
         )
         return io.NodeOutput(subject, torch.stack(crops), ui=preview(cls, crops, subject))
 
