@@ -7,7 +7,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..mmdiff_model.prompt import NAME
+from ..mmdiff_model.prompt import NAME, composed
 from ..mmdiff_model.regions import expand_region, feather_region
 from ..mmdiff_model.subject_file import load_subject, save_subject
 from .apply import range_inputs
@@ -18,6 +18,7 @@ from .sockets import MMDiffSubject
 
 FOLDER = register("mmdiff_subjects", ".safetensors")
 MAX_BORDER = 1024
+MAX_SIDE = 16384  # pixels; ComfyUI paints no larger pictures
 
 
 def subject_input() -> io.Input:
@@ -109,6 +110,11 @@ class MMDiffSubjectRegion(io.ComfyNode):
                     "composite."
                 )
             mask = mask[0]
+            if max(mask.shape) > MAX_SIDE:
+                raise ValueError(
+                    f"mask: it has {mask.shape[1]} x {mask.shape[0]} px, more than {MAX_SIDE} to a side. Give one of "
+                    "the picture's size or smaller."
+                )
         region = mask if mask is not None else subject.region
         if expand or feather:
             region = shaped(region, expand, feather)
@@ -131,9 +137,9 @@ class MMDiffSubjectRegion(io.ComfyNode):
 
 
 def trigger_name(name: str) -> str:
-    """The name without spaces around it, as a trigger may give it, or none. Raises ValueError on another, and on a
-    number, which is a place."""
-    if (stripped := name.strip()).isdecimal():
+    """The name composed and without spaces around it, as a trigger may give it, or none. Raises ValueError on another,
+    and on a number, which is a place."""
+    if (stripped := composed(name.strip())).isdecimal():
         raise ValueError(
             f"name: '{shown(name)}' is a number, by which a trigger calls the subject in that place. Give it letters."
         )
