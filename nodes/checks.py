@@ -89,15 +89,19 @@ def names_of(schema: io.Schema) -> str:
 
 
 def check_input(name: str, given: io.Input, value: object) -> None:
-    """Raises ValueError naming the input unless it takes the value: a number within its limits, a text, a choice of its
-    own, or what its socket is for."""
+    """Raises ValueError naming the input unless it takes the value: a number within its limits, true or false, a text,
+    a choice of its own, or what its socket is for."""
     if isinstance(given, io.Int.Input | io.Float.Input):
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError(f"{name}: got {kind_of(value)} in place of a number. Give a number.")
+        if isinstance(given, io.Int.Input) and not isinstance(value, int):
+            raise ValueError(f"{name}: got {value} in place of a whole number. Give a whole number.")
         low = -math.inf if given.min is None else given.min
         high = math.inf if given.max is None else given.max
         if not low <= value <= high:
             raise ValueError(f"{name}: {value} is not within {low} to {high}. Give a number that is.")
+    elif isinstance(given, io.Boolean.Input) and not isinstance(value, bool):
+        raise ValueError(f"{name}: got {kind_of(value)} in place of true or false. Give one of them.")
     elif isinstance(given, io.String.Input) and not isinstance(value, str):
         raise ValueError(f"{name}: got {kind_of(value)} in place of a text. Write or link a text.")
     elif isinstance(given, io.Combo.Input):

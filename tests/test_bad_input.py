@@ -1,6 +1,7 @@
 """What nodes refuse: the message names the input and the remedy, and the model stays as it was."""
 
 import json
+import resource
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from mm_diff_pack.nodes.subjects import MMDiffSubjectRegion
 
 from helpers import encode, guider_for, left_half, random_subject, run
 from mmdiff_model.subject import Face, encode_subject
+from mmdiff_model.vision import pad_to_square, resize, resize_square
 from tiny_pack.models import TEXT, UNET, VISION
 
 NAN = float("nan")
@@ -30,13 +32,13 @@ def subject(checkpoint):
     return random_subject(checkpoint, 1)
 
 
-def apply(tiny, checkpoint, subjects, prompt="a man<|subj|>", **changes):
+def apply(tiny, checkpoint, subjects, positive="a man<|subj|>", **changes):
     inputs = {
         "model": tiny.model,
         "clip": tiny.clip,
         "mmdiff": checkpoint,
         "subjects": subjects,
-        "positive": prompt,
+        "positive": positive,
         "negative": "",
         "fuse_scale": 0.8,
         "start_percent": 0.0,
@@ -149,11 +151,24 @@ def test_portrait_without_face_analysis(tiny, checkpoint):
         (torch.stack([torch.zeros(8, 8, 3), torch.full((8, 8, 3), float("inf"))]), "photo 2 holds NaN or infinite"),
         (torch.zeros(0, 8, 8, 3), "expected a batch of pictures"),
         (torch.zeros(1, 8, 8, 2), "have 2 channels"),
+        (torch.full((1, 8, 8, 3), 1e300, dtype=torch.float64), "photo 1 holds NaN or infinite"),
+        (torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8), "photo 1 has values from .* to 2.*, where 0 is black"),
+        (torch.linspace(-1, 1, 192).reshape(1, 8, 8, 3), "photo 1 has values from -1 to 1,"),
     ],
 )
 def test_images_that_are_no_photos(images, problem):
     with pytest.raises(ValueError, match=f"images: .*{problem}"):
         photos_from(images)
+
+
+def test_photos_of_any_layout_and_precision():
+    plain = torch.rand(2, 6, 4, 3)
+    for given in (plain.half(), plain.double(), plain.bfloat16(), plain.permute(3, 1, 2, 0).permute(3, 1, 2, 0)):
+        for found, photo in zip(photos_from(given), given, strict=True):
+            assert torch.equal(found, photo.float()) and found.dtype == torch.float32
+    beyond = torch.tensor([-0.1, 0.5, 1.2, 3.0]).reshape(1, 2, 2, 1)
+    assert photos_from(beyond)[0][..., 0].flatten().tolist() == [0, 0.5, 1, 1]
+    assert torch.equal(photos_from(torch.cat([plain, torch.full((2, 6, 4, 1), 2.0)], dim=-1))[0], plain[0])
 
 
 def test_grey_and_transparent_photos():
@@ -183,11 +198,29 @@ def test_photo_masks_of_any_size_are_resized():
 
 
 @pytest.mark.parametrize(
-    ("mask", "problem"), [(torch.full((1, 8, 8), NAN), "holds NaN"), (torch.ones(2, 8, 8), "a batch of 2 masks")]
+    ("mask", "problem"),
+    [
+        (torch.full((1, 8, 8), NAN), "holds NaN"),
+        (torch.ones(2, 8, 8), "a batch of 2 masks"),
+        (torch.full((8, 8), 255, dtype=torch.uint8), "the mask has values from 255 to 255"),
+        (torch.full((1, 8, 8), -1.0), "the mask has values from -1 to -1"),
+        (torch.zeros(0, 0), "expected a mask"),
+        (torch.ones(1, 60_000), "it has 60000 x 1 px, more than 16384 to a side"),
+    ],
 )
 def test_region_masks(mask, problem, subject):
     with pytest.raises(ValueError, match=f"mask: .*{problem}"):
         MMDiffSubjectRegion.execute(subject, 1.0, "", 0.0, 1.0, mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_region_masks_of_any_precision(dtype, subject):
+    region = MMDiffSubjectRegion.execute(subject, 1.0, "", 0.0, 1.0, mask=left_half(8, 8).to(dtype)).args[0].region
+    assert torch.equal(region, left_half(8, 8))
+
+
+def test_a_region_keeps_its_name_in_one_form(subject):
+    assert MMDiffSubjectRegion.execute(subject, 1.0, "jose\u0301", 0.0, 1.0).args[0].name == "jos\u00e9"
 
 
 def test_a_name_that_cannot_stand_in_a_trigger(subject):
@@ -201,10 +234,29 @@ def test_a_photo_of_one_pixel_is_encoded(checkpoint, tiny):
     assert torch.isfinite(subject.cls).all() and subject.tokens.shape == (1, 4, 512)
 
 
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_a_photo_is_resized_without_its_square_to_the_bit(fill):
+    for height, width in ((300, 501), (501, 300), (64, 64), (224, 224), (7, 700), (90, 700), (700, 90), (641, 480)):
+        photo = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(height))
+        assert torch.equal(resize_square(photo, 224, fill), resize(pad_to_square(photo, fill), 224)), (height, width)
+    narrow = torch.rand(700, 7, 3, generator=torch.Generator().manual_seed(1))
+    off = (resize_square(narrow, 224, fill) - resize(pad_to_square(narrow, fill), 224)).abs()
+    assert off.max() < 1.01 / 255 and (off > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1)])
+def test_a_photo_of_one_row_is_resized_in_little_memory(size):
+    """Its square would take 19 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = resize_square(torch.zeros(*size, 3), 224, 1.0)
+    assert found.shape == (224, 224, 3) and found.min() > 0.9
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 * 1024
+
+
 def test_failures_leave_the_plain_model_bit_exact(tiny, checkpoint, subject):
     text = encode(tiny, checkpoint, [subject])
     before = run(guider_for(tiny.model, text))
-    for changes in ({"prompt": "a man"}, {"start_percent": 1.0, "end_percent": 0.5}, {"routing": "masks"}):
+    for changes in ({"positive": "a man"}, {"start_percent": 1.0, "end_percent": 0.5}, {"routing": "masks"}):
         with pytest.raises(ValueError):
             apply(tiny, checkpoint, {"subject_1": subject}, **changes)
     region = replace(subject, region=left_half())
@@ -222,3 +274,29 @@ def test_a_trigger_in_the_negative_prompt(tiny, checkpoint, subject):
     assert MMDiffApply.validate_inputs(negative="blurry, a boy<|subj|>").startswith(said)
     plain = apply(tiny, checkpoint, {"subject_1": subject}, negative="blurry, a boy<|subj|>", enabled=False)
     assert plain.args[0] is tiny.model
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        ({"positive": "a man<|sub|>"}, "positive: a trigger is mistyped"),
+        ({"negative": "blurry<|sub|>"}, "negative: a trigger <|sub|> stands in the negative prompt"),
+        (
+            {"positive": "(" * 3000 + "a man<|subj|>" + ")" * 3000},
+            "positive: ComfyUI's tokeniser cannot read the prompt",
+        ),
+        ({"negative": "(x:nan)"}, "negative: a weight in the prompt is not a finite number"),
+        ({"negative": "(x:1e39)"}, "negative: the encoded prompt holds numbers that are not finite"),
+        ({"positive": "a" * 20_001 + "<|subj|>"}, "positive: the prompt has 20009 letters"),
+    ],
+)
+def test_what_no_text_encoder_reads_is_refused_switched_off_too(prompts, sentence, tiny, checkpoint, subject):
+    given = {"positive": "a man<|subj|>", "negative": ""} | prompts
+    for enabled in (True, False):
+        with pytest.raises(ValueError) as error:
+            apply(
+                tiny, checkpoint, {"subject_1": subject}, given["positive"], negative=given["negative"], enabled=enabled
+            )
+        assert str(error.value).startswith(sentence)
+    if "mistyped" in sentence or "stands in" in sentence:
+        assert MMDiffApply.validate_inputs(**given, enabled=False).startswith(sentence)

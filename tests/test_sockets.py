@@ -27,6 +27,14 @@ NODES = asyncio.run(MMDiffExtension().get_node_list())
 WEIGHTED, SPHERICAL = "weighted mean", "spherical"
 
 
+NUMBERS = [
+    (node, given)
+    for node in NODES
+    for given in node.define_schema().inputs
+    if isinstance(given, io.Int.Input | io.Float.Input | io.Boolean.Input)
+]
+
+
 @pytest.fixture(scope="module")
 def anna(checkpoint):
     return random_subject(checkpoint, 1)
@@ -74,6 +82,28 @@ def inputs(tiny, checkpoint, anna):
 def test_what_stands_in_the_place_of_another_thing(inputs, change, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
         MMDiffApply.execute(**inputs | change)
+
+
+@pytest.mark.parametrize("value", ["nan", "1", "", [1.0], [], {}, {"__value__": 1}, 1 + 0j, torch.tensor(1.0)], ids=str)
+def test_no_number_of_any_node_takes_another_thing(value):
+    for node, given in NUMBERS:
+        with pytest.raises(ValueError, match=f"^{given.id}: got a value of type '{type(value).__name__}' in place of "):
+            check_inputs(node.define_schema(), {given.id: value})
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), 10**400, -(10**400), -1, 2**64, 0.5, True]
+)
+def test_every_number_of_any_node_has_limits(value):
+    for node, given in NUMBERS:
+        whole, truth = isinstance(given, io.Int.Input), isinstance(given, io.Boolean.Input)
+        takes = isinstance(value, bool) if truth else not isinstance(value, bool) and given.min <= value <= given.max
+        if takes and (not whole or isinstance(value, int)):
+            check_inputs(node.define_schema(), {given.id: value})
+        else:
+            with pytest.raises(ValueError, match=f"^{given.id}: "):
+                check_inputs(node.define_schema(), {given.id: value})
+    assert len(NUMBERS) > 20
 
 
 def test_a_subject_where_a_checkpoint_belongs(inputs, anna, checkpoint):
