@@ -5,13 +5,13 @@ import html
 import re
 import unicodedata
 
+# as text, for the import of the pack shall be quick: `re` compiles a pattern at its first use, and keeps it
 LABEL = r"(?:\s*:[^|<>]{0,200})?"
-ENDS = re.compile(  # either end of a trigger, or one without its bars
-    rf"<\s*\|[\s|]*subj(?:[^<>]{{0,24}}>)?|\|subj(?::\w+)?\|>?|subj{LABEL}\s*\|\s*>|<\s*subj(?:\s*:\s*\w+)?\s*>",
-    re.IGNORECASE,
+ENDS = (  # either end of a trigger, or one without its bars
+    rf"(?i)<\s*\|[\s|]*subj(?:[^<>]{{0,24}}>)?|\|subj(?::\w+)?\|>?|subj{LABEL}\s*\|\s*>|<\s*subj(?:\s*:\s*\w+)?\s*>"
 )
-IN_SIGNS = re.compile(rf"<[\s|]*([^\W_]\w{{0,19}}){LABEL}[\s|]*>")  # any word between a trigger's signs
-CUT = re.compile(r"\w{1,20}<(?=[\s,.;)]|\Z)")  # at a bar, as the front end cuts a choice {man<|subj|>|woman}
+IN_SIGNS = rf"<[\s|]*([^\W_]\w{{0,19}}){LABEL}[\s|]*>"  # any word between a trigger's signs
+CUT = r"\w{1,20}<(?=[\s,.;)]|\Z)"  # at a bar, as the front end cuts a choice {man<|subj|>|woman}
 WORDS, NEAR = ("subj", "subject"), 0.75
 # full-width signs and letters are plain ones in Unicode's NFKC; these look like them
 LOOKALIKES = str.maketrans(
@@ -38,9 +38,9 @@ def visible(text: str) -> str:
 
 
 def _first(text: str) -> re.Match | None:
-    alike = (match for match in IN_SIGNS.finditer(text) if "|" in match[0] and _is_like_a_trigger(match[1]))
-    found = filter(None, (ENDS.search(text), next(alike, None)))
-    return min(found, key=re.Match.start, default=None) or CUT.search(text)
+    alike = (match for match in re.finditer(IN_SIGNS, text) if "|" in match[0] and _is_like_a_trigger(match[1]))
+    found = filter(None, (re.search(ENDS, text), next(alike, None)))
+    return min(found, key=re.Match.start, default=None) or re.search(CUT, text)
 
 
 def _is_like_a_trigger(word: str) -> bool:
