@@ -5,6 +5,7 @@ All sizes and the variant come from the tensors. Readable names are `cls_head.*`
 `unet_lora.*`.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from .adapter import PORTRAIT, SUBJECT, TOKENS_GROUP, Adapter, Sizes
 from .checkpoint_files import OFFICIAL_FILES, CheckpointError, metadata_of, read_official, read_safetensors
-from .completeness import check_text_lora, check_unet_lora, check_vision, read_sizes
+from .completeness import check_text_lora, check_unet_lora, check_vision, doubts, read_sizes
 from .digest import LENGTH, digest_tensors, fingerprint, whole_fingerprint
 from .files import write_whole
 
 TENSOR_GROUPS = ("vision", "text_lora", "unet_lora")
 ADAPTER_GROUPS = ("cls_head", "text_fusion_1", "text_fusion_2", *TOKENS_GROUP.values())
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +92,16 @@ def load_checkpoint(path: str | Path, text_encoder_2_lora: bool = False) -> Chec
         sizes = read_sizes(modules, variant)
         check_unet_lora(unet_lora, sizes, known_whole)
         check_text_lora(text_lora, sizes)
-        check_vision(vision, known_whole)
+        check_vision(vision, sizes, known_whole)
     except ValueError as error:
         raise CheckpointError(f"'{path.name}' is an incomplete or damaged MM-Diff checkpoint: {error}") from error
+    for lacked in doubts(vision, text_lora) if not known_whole else ():
+        logger.warning(
+            "MM-Diff: the checkpoint '%s' has no %s, and what is loaded beside it is used as it is. If it should have "
+            "one, get it again.",
+            path.name,
+            lacked,
+        )
     return Checkpoint(
         path.stem,
         variant,
@@ -145,17 +155,14 @@ def _modules(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _build_adapter(sizes: Sizes, variant: str, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
-    dtype = tensors["cls_head.fc.weight"].dtype
+    """The adapter with the file's tensors themselves, each in its own dtype."""
     offload_device = comfy.model_management.text_encoder_offload_device()
-    adapter = (
-        Adapter(sizes, variant, comfy.ops.manual_cast, dtype=dtype, device=offload_device).eval().requires_grad_(False)
-    )
+    adapter = Adapter(sizes, variant, comfy.ops.manual_cast, device="meta").eval().requires_grad_(False)
+    adapter.load_state_dict({key: tensor.to(offload_device) for key, tensor in tensors.items()}, assign=True)
     adapter.fuses = any(bool(tensors[f"text_fusion_{number}.fc2.weight"].any()) for number in (1, 2))
-    patcher = comfy.model_patcher.CoreModelPatcher(
+    return comfy.model_patcher.CoreModelPatcher(
         adapter, load_device=comfy.model_management.text_encoder_device(), offload_device=offload_device
     )
-    adapter.load_state_dict(tensors, assign=patcher.is_dynamic())
-    return patcher
 
 
 __all__ = [

@@ -2,6 +2,8 @@
 finite numbers under their readable names, or a CheckpointError."""
 
 import json
+import logging
+import math
 import pickle
 import pickletools
 import zipfile
@@ -27,9 +29,13 @@ OFFICIAL_GROUPS = {
 DIRECTORY = 0x10  # MS-DOS's attribute in a zip archive
 FORMAT_VERSION = "2"
 OLD_VERSIONS = ("1",)
+LARGEST = torch.finfo(torch.float16).max  # most models compute with no larger numbers
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REMEDY = "Get the checkpoint again, and keep its three official files together in one folder of models/mmdiff"
+NO_FILE = "Move it away and put the checkpoint's file of that name in its place"
 PLAIN = ("torch ", "torch._utils ", "torch.storage ", "collections OrderedDict")  # what tensors are pickled with
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -67,6 +73,10 @@ def read_official(folder: Path) -> dict[str, Tensor]:
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """One file -> tensors and metadata. Raises CheckpointError."""
     check_readable(path)
+    if path.name in OFFICIAL_FILES:
+        raise CheckpointError(
+            f"'{path.name}' is one of a checkpoint's three files", "Choose the folder that holds them"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -88,7 +98,7 @@ def check_readable(path: Path) -> None:
         if path.is_file():
             path.open("rb").close()
         elif path.exists():
-            raise CheckpointError(f"'{path.name}' is not a file")
+            raise CheckpointError(f"'{path.name}' is {'a folder' if path.is_dir() else 'not a file'}", NO_FILE)
     except OSError as error:
         problem = f"'{path.name}' cannot be read ({error.strerror})"
         raise CheckpointError(problem, "Give the right to read it") from error
@@ -96,7 +106,7 @@ def check_readable(path: Path) -> None:
 
 def _read_bin(path: Path) -> dict[Any, Any]:
     try:
-        if zipfile.is_zipfile(path):
+        if has_checksums := zipfile.is_zipfile(path):
             _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -105,12 +115,22 @@ def _read_bin(path: Path) -> dict[Any, Any]:
         raise CheckpointError(f"'{path.name}' is truncated or not a PyTorch file") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"'{path.name}' is not a dictionary of tensors")
+    if not has_checksums:
+        logger.warning(
+            "MM-Diff: '%s' is in PyTorch's old format, which has no checksums: damaged numbers in it are not noticed. "
+            "If you trust it, write it anew with Save MM-Diff Checkpoint.",
+            path.name,
+        )
     return state
 
 
 def _check_archive(path: Path) -> None:
-    """Raises ValueError on files in it that unpack to more than they are, UnpicklingError on what is no tensor."""
+    """Raises ValueError on files in it that unpack to more than they are or have one name, UnpicklingError on what is
+    no tensor."""
     with zipfile.ZipFile(path) as archive:
+        # of two files PyTorch reads one and Python checks the other; PyTorch takes capitals for small letters
+        if len({name.lower() for name in archive.namelist()}) < len(archive.namelist()):
+            raise ValueError("two files in it have one name")
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
                 raise ValueError(f"'{member.filename}' is compressed, which PyTorch never does")
@@ -125,7 +145,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(tensors: dict[Any, Any], file: str) -> None:
-    """Raises CheckpointError unless these are dense tensors of finite numbers that the file really holds."""
+    """Raises CheckpointError unless these are dense tensors of usable numbers that the file really holds."""
     for key, tensor in tensors.items():
         if not isinstance(key, str):
             raise CheckpointError(f"'{file}' holds {_shown(key)} where the name of a tensor should be")
@@ -135,9 +155,11 @@ def _check_tensors(tensors: dict[Any, Any], file: str) -> None:
             raise CheckpointError(f"'{file}': {_shown(key)} is of {tensor.dtype}, not of floating point numbers")
         if tensor.numel() == 0 or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"'{file}': {_shown(key)} of shape {tuple(tensor.shape)} is not all in the file")
-        low, high = tensor.aminmax()
-        if not (low.isfinite() and high.isfinite()):
+        low, high = (value.item() for value in tensor.aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise CheckpointError(f"'{file}': {_shown(key)} holds NaN or infinite values")
+        if max(-low, high) > LARGEST:
+            raise CheckpointError(f"'{file}': {_shown(key)} holds numbers beyond {LARGEST:g}, which would paint black")
 
 
 def _shown(name: Any) -> str:

@@ -1,5 +1,8 @@
 """Whether a checkpoint's tensors are all there and of sizes that go together; each finding is a ValueError."""
 
+import re
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +11,9 @@ from .lora import IMAGE_LORAS, check_attentions, name_text_lora
 
 ARCFACE_DIM = 512
 LORAS = ("to_q_lora", "to_k_lora", "to_v_lora", "to_out_lora")
+# layers by width of the encoders that the released files go with: SDXL's two, and CLIP ViT-L/14
+TEXT_LAYERS = {768: 12, 1280: 32}
+VISION_LAYERS = {1024: 24}
 
 
 def read_sizes(modules: dict[str, Tensor], variant: str) -> Sizes:
@@ -64,10 +70,23 @@ def check_unet_lora(lora: dict[str, Tensor], sizes: Sizes, known_whole: bool) ->
 
 
 def check_text_lora(lora: dict[str, Tensor], sizes: Sizes) -> None:
-    """q, k, v and out of every layer; fc1 and fc2 and an alpha where they are there."""
+    """q, k, v and out of every layer; fc1, fc2 and an alpha of every layer where one has them."""
     name_text_lora(lora)
+    modules = sorted({key.rpartition(".lora_linear_layer.")[0] or key.removesuffix(".alpha") for key in lora})
+    for encoder, width in zip(("text_encoder", "text_encoder_2"), sizes.text_dims, strict=True):
+        own = [module for module in modules if module.startswith(f"{encoder}.")]
+        layers = {module.split(".")[4] for module in own}
+        if own and len(layers) != TEXT_LAYERS.get(width, len(layers)):
+            raise ValueError(f"its '{encoder}' LoRA has {len(layers)} layers, not {TEXT_LAYERS[width]}")
+        names = {module.split(".", 5)[5] for module in own}
+        wanted = {f"{encoder}.text_model.encoder.layers.{layer}.{name}" for layer in layers for name in names}
+        if missing := sorted(wanted.difference(own)):
+            raise ValueError(f"'{missing[0]}' is missing")
+        with_alpha = [module for module in own if f"{module}.alpha" in lora]
+        if with_alpha and with_alpha != own:
+            raise ValueError(f"'{next(module for module in own if module not in with_alpha)}.alpha' is missing")
     shapes = {}
-    for module in sorted({key.rpartition(".lora_linear_layer.")[0] or key.removesuffix(".alpha") for key in lora}):
+    for module in modules:
         width = sizes.text_dims[module.startswith("text_encoder_2.")]
         down, up = (lora.get(f"{module}.lora_linear_layer.{side}.weight") for side in ("down", "up"))
         inner = module.endswith((".fc1", ".fc2")) and down is not None and up is not None and down.ndim == up.ndim == 2
@@ -86,19 +105,43 @@ def pair_shapes(lora: dict[str, Tensor], key: str, size_in: int, size_out: int) 
     return {f"{key}.down.weight": (rank, size_in), f"{key}.up.weight": (size_out, rank)}
 
 
-def check_vision(vision: dict[str, Tensor], known_whole: bool) -> None:
+def check_vision(vision: dict[str, Tensor], sizes: Sizes, known_whole: bool) -> None:
     """The tuned layers are the encoder's last ones, and the same parameters of each are tuned."""
     if not vision and not known_whole:
         raise ValueError("it has no vision weights")
     if unknown := sorted(key for key in vision if not key.startswith(("vision_model.", "visual_projection."))):
         raise ValueError(f"'vision.{unknown[0][:100]}' is no tensor of a CLIP vision model")
-    layers: dict[str, set[str]] = {}
-    for key in vision:
-        place, found, rest = key.partition("encoder.layers.")
-        number, _, name = rest.partition(".")
-        if found:
-            layers.setdefault(number, set()).add(name)
+    layers = tuned_layers(vision)
     names = set().union(*layers.values())
     for number, found in sorted(layers.items()):
         if missing := sorted(names - found):
-            raise ValueError(f"'vision.vision_model.encoder.layers.{number[:20]}.{missing[0][:80]}' is missing")
+            raise ValueError(f"'vision.vision_model.encoder.layers.{number}.{missing[0][:80]}' is missing")
+    check_last_layers(vision, VISION_LAYERS.get(sizes.patch_dim, max(layers, default=-1) + 1))
+
+
+def tuned_layers(vision: dict[str, Tensor]) -> dict[int, set[str]]:
+    """The tuned parameters of each layer of the vision encoder. Raises ValueError on a number that is none."""
+    layers: dict[int, set[str]] = {}
+    for key in vision:
+        _, found, rest = key.partition("encoder.layers.")
+        if found:
+            match = re.fullmatch(r"([0-9]{1,4})\.(.+)", rest)
+            if not match:
+                raise ValueError(f"'vision.{key[:100]}' is no tensor of a CLIP vision model")
+            layers.setdefault(int(match[1]), set()).add(match[2])
+    return layers
+
+
+def check_last_layers(vision: dict[str, Tensor], depth: int) -> None:
+    """Raises ValueError unless the tuned layers are the last ones of a vision encoder of `depth` layers."""
+    tuned = tuned_layers(vision)
+    if missing := [number for number in range(min(tuned, default=depth), depth) if number not in tuned]:
+        raise ValueError(f"'vision.vision_model.encoder.layers.{missing[-1]}' of {depth} layers is missing")
+
+
+def doubts(vision: dict[str, Tensor], text_lora: dict[str, Tensor]) -> Iterator[str]:
+    """What a checkpoint lacks that may be left out, or be lost."""
+    if "visual_projection.weight" not in vision:
+        yield "'visual_projection.weight' of the vision encoder"
+    if not any(key.startswith("text_encoder.") for key in text_lora):
+        yield "LoRA of the first text encoder"

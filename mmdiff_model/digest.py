@@ -20,8 +20,8 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def whole_fingerprint(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float16) -> str:
-    """16 hex digits of all tensors, their names and shapes, as they are in a 16-bit `dtype`. A full-size checkpoint
-    takes about a second."""
+    """16 hex digits of all tensors, their names and shapes, as they are in a 16-bit `dtype`, and of what is beyond its
+    range as it is in float32. A full-size checkpoint takes about a second."""
     keys = sorted(tensors)
     with ThreadPoolExecutor(WORKERS) as pool:
         digests = list(pool.map(lambda key: _digest(key, tensors[key], dtype), keys))
@@ -39,5 +39,9 @@ def digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 def _digest(key: str, tensor: Tensor, dtype: torch.dtype) -> bytes:
     digest = hashlib.sha256(f"{key} {list(tensor.shape)} ".encode())
-    digest.update(tensor.to("cpu", dtype).contiguous().view(torch.int16).numpy().data)
+    short = tensor.to("cpu", dtype).contiguous()
+    digest.update(short.view(torch.int16).numpy().data)
+    low, high = short.aminmax()
+    if low.isinf() or high.isinf():
+        digest.update(tensor.cpu()[short.isinf()].float().numpy().data)
     return digest.digest()

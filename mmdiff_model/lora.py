@@ -26,6 +26,7 @@ BLOCK_NAME = (
     r"(?:(?P<side>down|up)_blocks\.(?P<block>[0-9]{1,4})|mid_block)\.attentions\.(?P<attention>[0-9])"
     r"\.transformer_blocks\.(?P<number>[0-9]{1,4})"
 )
+UNET_MODULE = r"unet\..+\.attn[12]\.processor\.to_(?:q|k|v|out)"
 OFFICIAL_UNET_KEY = r"[0-9]{1,4}\.[a-z_]+\.(?:down|up)\.weight"
 
 TEXT_MODULES = r"(self_attn_(?:q|k|v|out)_proj|mlp_fc[12])"
@@ -160,7 +161,7 @@ def unet_patches(model: ModelPatcher, unet_lora: dict[str, Tensor]) -> dict:
     """Weight patches for every q, k, v, out of the UNet's attentions; the image LoRAs are left to the image branch.
 
     Sizes are those of the live weights: a quantised base's `state_dict` may show how it stores them.
-    Raises ValueError where an attention of the checkpoint is not in the model.
+    Raises ValueError where an attention of the checkpoint is not in the model, or one of the model not in it.
     """
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     lora = {f"unet.{key}": tensor for key, tensor in unet_lora.items() if not any(name in key for name in IMAGE_LORAS)}
@@ -168,19 +169,26 @@ def unet_patches(model: ModelPatcher, unet_lora: dict[str, Tensor]) -> dict:
         module = key.split("_lora.")[0]
         if module not in keys or not _fits(tensor, key, comfy.utils.get_attr(model.model, keys[module]).shape):
             raise ValueError(f"'{module.removeprefix('unet.')}' has no counterpart of the same size in this base model")
+    modules = {key.split("_lora.")[0] for key in lora}
+    if lacked := sorted(key for key in keys if re.fullmatch(UNET_MODULE, key) and key not in modules):
+        raise ValueError(f"'{lacked[0].removeprefix('unet.')}' of this base model has no LoRA in the checkpoint")
     return comfy.lora.load_lora(lora, keys)
 
 
 def text_patches(clip_patcher: ModelPatcher, text_lora: dict[str, Tensor], text_encoder_2: bool) -> dict:
     """Weight patches for the text encoders. The released code never applies those of the second one.
 
-    Raises ValueError where a layer of the checkpoint is not in the text encoders.
+    Raises ValueError where a layer of the checkpoint is not in the text encoders, or one of an encoder not in it.
     """
     keys = comfy.lora.model_lora_keys_clip(clip_patcher.model, {})
     lora = {key: tensor for key, tensor in text_lora.items() if text_encoder_2 or not key.startswith("text_encoder_2.")}
-    for key in lora:
-        if re.sub(r"\.(lora_linear_layer\..*|alpha)$", "", key) not in keys:
-            raise ValueError(f"'{key}' has no counterpart in these text encoders")
+    modules = {re.sub(r"\.(lora_linear_layer\..*|alpha)$", "", key) for key in lora}
+    if strange := sorted(modules.difference(keys)):
+        raise ValueError(f"'{strange[0]}' has no counterpart in these text encoders")
+    for encoder in sorted({module.split(".")[0] for module in modules}):
+        places = (key for key in keys if key.startswith(f"{encoder}.") and ".self_attn." in key)
+        if lacked := sorted(set(places) - modules):
+            raise ValueError(f"'{lacked[0]}' of these text encoders has no LoRA in the checkpoint")
     return comfy.lora.load_lora(lora, keys)
 
 

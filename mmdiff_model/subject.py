@@ -13,11 +13,14 @@ from torch import Tensor
 
 from .adapter import PORTRAIT
 from .checkpoint import Checkpoint
+from .completeness import check_last_layers
 from .vision import check_clip_vision, encode_cls, encode_patches, resize, resize_square
 
 WHITE, BLACK = 1.0, 0.0
 THUMBNAIL = 128
 FAR = 0.2
+# in CLS and tokens: far beyond what layer norms give; not far beyond it half precision ends, and paints black
+LARGEST = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,13 @@ def encode_subject(
     released, or the `mean` of all. Raises ValueError on another CLIP, no photos, or faces that do not match.
     """
     check_clip_vision(clip_vision, checkpoint)
+    try:
+        check_last_layers(checkpoint.vision, len(clip_vision.model.vision_model.encoder.layers))
+    except ValueError as error:
+        raise ValueError(
+            f"mmdiff: the checkpoint '{checkpoint.name}' is incomplete, {error}. Get it again, or connect the CLIP "
+            "vision model that it was trained with."
+        ) from error
     if not photos:
         raise ValueError("images: a subject needs at least one reference photo")
     if checkpoint.variant == PORTRAIT:
@@ -96,6 +106,11 @@ def identify(subject: Subject) -> tuple[str, str, str, str]:
     """Who a subject is, wherever its copies and files are: digests of CLS, tokens and region, and its name."""
     traits = (subject.cls, subject.tokens, subject.region)
     return *("" if x is None else sha256(x.float().cpu().numpy().tobytes()).hexdigest() for x in traits), subject.name
+
+
+def is_plausible(identity: Tensor) -> bool:
+    """Whether CLS or tokens hold numbers that a model can paint with; NaN is none."""
+    return bool((identity.abs() <= LARGEST).all())
 
 
 def find_outliers(identity: Tensor) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .adapter import PORTRAIT, SUBJECT
 from .checkpoint import write_safetensors
 from .prompt import NAME
-from .subject import THUMBNAIL, Subject
+from .subject import LARGEST, THUMBNAIL, Subject, is_plausible
 
 FORMAT, FORMAT_VERSION = "mmdiff_subject", 1
 HEADER = ("variant", "space", "name", "strength", "start_percent", "end_percent", "scores", "outliers")
@@ -44,7 +44,9 @@ def save_subject(subject: Subject, path: Path, overwrite: bool = True) -> None:
         check_header(json.loads(json.dumps(header)))
         check_tensors(tensors)
     except ValueError as error:
-        raise ValueError(f"subject: it cannot be saved, {error}. Set it anew in MM-Diff Subject Region.") from error
+        raise ValueError(
+            f"subject: it cannot be saved, {error}. Set it anew in MM-Diff Subject Region, or encode its photos again."
+        ) from error
     size = sum(tensor.nbytes for tensor in tensors.values())
     if size > LARGEST_FILE - LARGEST_HEADER:
         raise ValueError(
@@ -84,6 +86,8 @@ def load_subject(path: Path) -> Subject:
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and tensors of a .safetensors, from one reading of it. Raises SubjectFileError."""
+    if path.is_dir():
+        raise SubjectFileError(f"'{path.name}' is a folder", "Choose a file that Save MM-Diff Subject wrote")
     if path.exists() and not path.is_file():
         raise SubjectFileError(f"'{path.name}' is not a file")
     try:
@@ -104,6 +108,11 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise SubjectFileError(f"'{path.name}' is truncated or not a .safetensors file") from error
 
 
+def is_name(text: str) -> bool:
+    """Whether a trigger can call a subject by it, or it is none; a number calls a place, and spaces around are lost."""
+    return bool(NAME.fullmatch(text)) and text == text.strip() and not text.isdecimal()
+
+
 def is_number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
@@ -113,7 +122,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "format_version": lambda value: value == FORMAT_VERSION,
     "variant": lambda value: value in (PORTRAIT, SUBJECT),
     "space": lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{16,64}", value)),
-    "name": lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)),
+    "name": lambda value: isinstance(value, str) and is_name(value),
     "strength": lambda value: is_number(value, 0, 3),
     "start_percent": lambda value: is_number(value, 0, 1),
     "end_percent": lambda value: is_number(value, 0, 1),
@@ -143,6 +152,8 @@ def check_tensors(tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"its {key} is of {tensor.dtype}")
         if not tensor.isfinite().all():
             raise ValueError(f"its {key} holds NaN or infinite values")
+        if key != "region" and not is_plausible(tensor):
+            raise ValueError(f"its {key} holds numbers beyond {LARGEST:g}")
     if unknown := sorted(tensors.keys() - set(TENSORS)):
         raise ValueError(f"it holds an unknown tensor '{unknown[0][:60]}'")
     if "region" in tensors and not (tensors["region"].min() >= 0 and tensors["region"].max() <= 1):

@@ -54,6 +54,9 @@ def register(folder: str, *extensions: str) -> str:
 def find(folder: str, name: str, source: str) -> Path:
     """Full path of a file or folder in a registered folder. Raises FileNotFoundError naming the input `source`."""
     roots = folder_paths.get_folder_paths(folder)
+    if not name.strip():
+        raise FileNotFoundError(f"{source}: no name is given. Choose one of those in {', '.join(roots)}.")
+    twins: list[str] = []
     leads_out = any(
         kind(name).is_absolute() or kind(name).drive or ".." in kind(name).parts
         for kind in (PurePosixPath, PureWindowsPath)
@@ -62,12 +65,22 @@ def find(folder: str, name: str, source: str) -> Path:
         try:
             if path.exists():
                 return path
+            twins += twins_of(path)
         except (OSError, ValueError):  # a name that no file can have
             break
+    there = f", which has '{shown(twins[0])}', in other capitals or accents" if twins else ""
     raise FileNotFoundError(
-        f"{source}: '{shown(name)}' is no longer in {', '.join(roots)}. Put it back or choose another, then refresh "
-        "the node definitions (R)."
+        f"{source}: '{shown(name)}' is no longer in {', '.join(roots)}{there}. Put it back or choose another, then "
+        "refresh the node definitions (R)."
     )
+
+
+def twins_of(path: Path) -> list[str]:
+    """Other names in a path's folder that some systems take for the same: in other capitals, or with accents that are
+    composed in another way."""
+    same = unicodedata.normalize("NFC", path.name).casefold()
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    return [name for name in names if name != path.name and unicodedata.normalize("NFC", name).casefold() == same]
 
 
 def state_of(folder: str, name: str | None, source: str) -> str:
@@ -96,14 +109,22 @@ def file_name(filename: str) -> str:
 
 
 def new_file(folder: str, filename: str, overwrite: bool | None = None) -> Path:
-    """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError.
+    """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError also on
+    one that some systems take for another's that is there, NotADirectoryError.
 
     overwrite: None for a node without that switch.
     """
     root = Path(folder_paths.get_folder_paths(folder)[0])
     path = root / file_name(filename)
+    if os.path.lexists(root) and not root.is_dir():
+        raise NotADirectoryError(f"filename: {root} should be a folder, and is none. Move away what is there.")
     if path.is_dir():
         raise FileExistsError(f"filename: '{path.name}' is a folder in {root}. Choose another name.")
+    if path.name not in (os.listdir(root) if root.is_dir() else ()) and (twins := twins_of(path)):
+        raise FileExistsError(
+            f"filename: '{path.name}' is the same name as '{shown(twins[0])}' on some systems, and that is already in "
+            f"{root}. Choose another name, or write it in the same letters."
+        )
     if os.path.lexists(path) and not overwrite:
         remedy = "delete that file" if overwrite is None else "switch overwrite on"
         raise FileExistsError(f"filename: '{path.name}' is already in {root}. Choose another name, or {remedy}.")

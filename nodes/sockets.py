@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..mmdiff_model.checkpoint import Checkpoint, same_space
-from ..mmdiff_model.subject import Subject
+from ..mmdiff_model.subject import LARGEST, Subject, is_plausible
 
 MMDiff = io.Custom("MMDIFF")
 MMDiffSubject = io.Custom("MMDIFF_SUBJECT")
@@ -37,8 +37,8 @@ def connected_subjects(
 ) -> list[Subject]:
     """The connected subjects in the order of their sockets.
 
-    Raises ValueError without any, with one of another checkpoint's space or sizes, or with a name used twice, which is
-    one that a prompt cannot call.
+    Raises ValueError without any, with one of another checkpoint's space or sizes or of numbers that paint black, or
+    with a name used twice, which is one that a prompt cannot call.
     """
     connected = {name: subject for name, subject in subjects.items() if subject is not None}
     if not connected:
@@ -62,6 +62,11 @@ def connected_subjects(
         if shape != wanted:
             raise ValueError(
                 f"subjects.{name}: this subject has the sizes {shape}, the {owner} {wanted}. Encode its photos again."
+            )
+        if not (is_plausible(subject.cls) and is_plausible(subject.tokens)):
+            raise ValueError(
+                f"subjects.{name}: this subject holds numbers that are not finite or beyond {LARGEST:g}, and would "
+                "paint black. It or the checkpoint is damaged: get the checkpoint again, and encode its photos anew."
             )
         if subject.name and subject.name in seen and not may_share_names:
             raise ValueError(

@@ -149,7 +149,7 @@ FIELDS = {
     "strength": [float("nan"), float("inf"), -1, "1", None, True, 10**400],
     "start_percent": [0.95, 2, "0"],
     "end_percent": [-1, float("nan")],
-    "name": [7, "a|b", "x" * 300, "a\nb"],
+    "name": [7, "a|b", "x" * 300, "a\nb", "anna ", " ", "2"],
     "space": ["", "zz", 7],
     "variant": ["other", []],
     "scores": ["abc", [float("nan")], {}],
@@ -207,6 +207,41 @@ def test_another_checkpoints_subject_is_refused(checkpoint, anna, bert, tmp_path
             ValueError, match=f"subjects.subject_2: .*{named}.*{checkpoint.hash}.* Encode its photos again"
         ):
             connected_subjects({"subject_1": anna, "subject_2": loaded}, against)
+
+
+def test_a_file_of_absurd_numbers(anna, tmp_path):
+    """Finite, and black where it is painted."""
+    for change in ({"cls": anna.cls * 1e19}, {"tokens": anna.tokens * 1e7}):
+        with pytest.raises(ValueError, match=f"^subject: it cannot be saved, its {next(iter(change))} holds numbers"):
+            save_subject(replace(anna, **change), tmp_path / "anna.safetensors")
+
+
+def test_a_folder_or_nothing_in_place_of_a_file(folder):
+    (folder / "anna.safetensors").mkdir()
+    with pytest.raises(SubjectFileError, match="^file: 'anna.safetensors' is a folder. Choose a file that Save"):
+        load_subject(folder / "anna.safetensors")
+    for name in ("", " "):
+        with pytest.raises(FileNotFoundError, match="^file: no name is given. Choose one of those in "):
+            subject_nodes.MMDiffLoadSubject.execute(name)
+
+
+def test_a_file_in_place_of_the_folder(anna, folder):
+    folder.rmdir()
+    folder.write_text("")
+    with pytest.raises(NotADirectoryError, match="^filename: .*mmdiff_subjects should be a folder, and is none. Move"):
+        subject_nodes.MMDiffSaveSubject.execute(anna, "anna", True)
+
+
+@pytest.mark.parametrize("one, other", [("anna", "Anna"), ("zoe\u0308", "zo\u00eb")])
+def test_names_that_are_one_file_on_some_systems(anna, folder, one, other):
+    """They would look alike in a list, or one would take the other's place."""
+    subject_nodes.MMDiffSaveSubject.execute(anna, one, False)
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match=f"^filename: '{other}.*' is the same name as '{one}.*' on some sys"):
+            subject_nodes.MMDiffSaveSubject.execute(anna, other, overwrite)
+    subject_nodes.MMDiffSaveSubject.execute(anna, one, True)
+    with pytest.raises(FileNotFoundError, match=f"^file: '{other}.*' is no longer in .*, which has '{one}.*'"):
+        subject_nodes.MMDiffLoadSubject.execute(f"{other}.safetensors")
 
 
 def test_a_name_used_twice(checkpoint, anna, bert):
