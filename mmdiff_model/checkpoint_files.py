@@ -131,6 +131,8 @@ def _check_archive(path: Path) -> None:
         # of two files PyTorch reads one and Python checks the other; PyTorch takes capitals for small letters
         if len({name.lower() for name in archive.namelist()}) < len(archive.namelist()):
             raise ValueError("two files in it have one name")
+        if min((member.header_offset for member in archive.infolist()), default=0):  # PyTorch may read that one
+            raise ValueError("another file stands before it")
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
                 raise ValueError(f"'{member.filename}' is compressed, which PyTorch never does")

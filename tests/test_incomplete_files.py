@@ -179,6 +179,14 @@ def test_an_archive_with_two_files_of_one_name(changed, rename):
         load_checkpoint(folder)
 
 
+def test_an_archive_behind_another(changed, official_folder):
+    """As a download that was begun again leaves it: PyTorch read the first, and Python checked the second."""
+    folder = changed(UNET, lambda state: state["0.to_q_lora.up.weight"].add_(1))
+    (folder / UNET).write_bytes((folder / UNET).read_bytes() + (official_folder / UNET).read_bytes())
+    with pytest.raises(CheckpointError, match=f"'{UNET}' is truncated or not a PyTorch file"):
+        load_checkpoint(folder)
+
+
 def test_a_subject_of_a_checkpoint_of_absurd_weights(checkpoint):
     anna = random_subject(checkpoint, 1)
     for change in ({"cls": anna.cls * 1e19}, {"tokens": anna.tokens * 1e7}, {"tokens": anna.tokens * float("nan")}):
