@@ -164,7 +164,10 @@ class MMDiffTrain(io.ComfyNode):
         """Also of the records, which change under the same name."""
         from ..mmdiff_model.training.records import Records
 
-        return "" if data is None else Records.open([data_path(data)]).digest()
+        if data is None:
+            return ""
+        records = Records.open([data_path(data)])
+        return f"{records.digest()} {records.map_digest()}"
 
     @classmethod
     def validate_inputs(cls, data=None, name=None, variant=None, face_analysis=NOT_CONNECTED) -> bool | str:

@@ -157,6 +157,13 @@ def test_a_name_goes_with_its_data(server, records):
     assert anew(server, widgets)["train"]["text"][0].startswith("This training was finished at step 1.")
     shutil.rmtree(folder)
     assert anew(server, widgets)["train"]["text"] == ["Trained 1 step."]
+    painted = next((data / "dogs").rglob("*.npy"))
+    whole, numbers = painted.read_bytes(), np.load(painted)
+    numbers[:8] = 1
+    np.save(painted, numbers)
+    with pytest.raises(PromptError, match=r"another set of maps than this one .* choose another name"):
+        server.run(graph(**widgets))
+    painted.write_bytes(whole)
     write_records(data / "dogs", scenes[:4])
     refused = r"was started with another data set than this one \(3 records .*, now {} records .* choose another name"
     with pytest.raises(PromptError, match=refused.format(4)):

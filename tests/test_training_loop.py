@@ -157,10 +157,11 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path):
     assert make_loop(tmp_path).step == 2
 
 
-IDENTITY = {"data": "4 records aa", "vae": "bb", "shape": "large", "seed": "1"}
+IDENTITY = {"data": "4 records aa", "maps": "dd", "vae": "bb", "shape": "large", "seed": "1"}
 OTHERS = {
     "settings": ({"shape": "small", "seed": "2"}, "other settings (shape was large, now small; seed was 1, now 2)"),
     "data": ({"data": "5 records cc"}, "another data set than this one (4 records aa, now 5 records cc)"),
+    "maps": ({"maps": "ee"}, "another set of maps than this one (dd, now ee)"),
     "both": (
         {"vae": "cc", "seed": "2"},
         "another VAE than this one (bb, now cc) and other settings (seed was 1, now 2)",
@@ -177,6 +178,12 @@ def test_a_state_of_another_training_is_refused(tmp_path, changes, message):
         f"{tmp_path / 'state.pt'}: the training in this folder was started with {message}. Put back what was there to "
         "go on with it, or choose another output."
     )
+
+
+def test_a_state_that_notes_no_maps_is_gone_on_with(tmp_path):
+    """An older version's."""
+    make_loop(tmp_path, identity={key: value for key, value in IDENTITY.items() if key != "maps"}).save()
+    assert make_loop(tmp_path, identity=IDENTITY).step == 0
 
 
 @pytest.mark.parametrize(("first", "second"), [("fp32", "fp16"), ("fp16", "fp32"), ("fp16", "bf16")])

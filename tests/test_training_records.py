@@ -144,6 +144,20 @@ def test_a_data_set_is_the_same_wherever_and_however_it_lies(folder, tmp_path):
     assert Records.open([folder]).digest() == digest and digest.startswith("6 records ")
 
 
+def test_a_map_that_is_painted_over_is_another(folder, tmp_path):
+    with tarfile.open(tmp_path / "records.tar", "w") as archive:
+        archive.add(folder, ".")
+    records, map_file = Records.open([folder]), file_of(folder, TWO, ".npy")
+    digest, before = records.digest(), records.map_digest()
+    assert Records.open([tmp_path / "records.tar"]).map_digest() == before
+    numbers = np.load(map_file)
+    numbers[:8] = 1
+    np.save(map_file, numbers)
+    assert Records.open([folder]).digest() == digest and Records.open([folder]).map_digest() != before
+    map_file.unlink()
+    assert Records.open([folder]).map_digest() not in (before, digest)
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_data_set_with_a_change_is_another(folder, change):
     before = Records.open([folder]).digest()

@@ -12,6 +12,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tokenize import TokenError
@@ -129,6 +130,14 @@ class Records:
             digest.update(json.dumps(RecordReader(source, stem).outline()).encode())
         return f"{len(self)} records {digest.hexdigest()[:LENGTH]}"
 
+    def map_digest(self) -> str:
+        """16 hex digits of the maps' contents: one that is painted over has the size that it had."""
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor() as pool:
+            for of_map in pool.map(lambda place: RecordReader(*place).map_digest(), self.places):
+                digest.update(of_map)
+        return digest.hexdigest()[:LENGTH]
+
 
 def open_sources(place: Path) -> list[Folder | Shard]:
     """A shard, or a folder with the shards in it. Raises FileNotFoundError, ValueError."""
@@ -189,6 +198,14 @@ class RecordReader:
         files = [picture_of(self.source, self.stem), f"{self.stem}.npy", *named]
         sizes = [self.source.size(file) if file in self.source.files else None for file in files]
         return [self.stem, caption, [[one[key] for key in KEYS] for one in segments], sizes]
+
+    def map_digest(self) -> bytes:
+        """The digest of the map's file, or of nothing where it cannot be read."""
+        try:
+            content = self.source.read(f"{self.stem}.npy")
+        except (OSError, KeyError):
+            content = b""
+        return hashlib.sha256(content).digest()
 
     def annotation(self) -> tuple[str, list[dict[str, Any]]]:
         """The caption, and at least one segment."""

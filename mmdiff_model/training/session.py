@@ -151,6 +151,7 @@ def identity(settings: Settings, base: BaseModels, records: Records, processes: 
         **base.fingerprints(),
         "model sampling": base.sampling(),
         "data": records.digest(),
+        "maps": records.map_digest(),
         "data.size": str(settings.data.size),
         "shape": str(settings.shape),
         "parts": ", ".join(settings.parts),

@@ -16,6 +16,7 @@ DIGESTED = {
     "clip_vision": "CLIP vision model",
     "face_analysis": "face analysis",
     "data": "data set",
+    "maps": "set of maps",
 }
 
 
@@ -51,8 +52,9 @@ class State:
             ) from error
 
     def check(self, identity: dict[str, str]) -> None:
-        """Raises StateError."""
+        """Raises StateError. A state of an older version has no `maps`."""
         now = self.identity
+        identity = {"maps": now.get("maps"), **identity}
         changed = [key for key in now if identity.get(key) != now[key]]
         others = [
             f"another {DIGESTED[key]} than this one ({identity.get(key)}, now {now[key]})"
