@@ -41,6 +41,9 @@ PAIR = {
 }
 
 
+ONE = {number: PAIR[number] for number in "136789"}
+
+
 def work(name: str = "anna/000_01.png", plain: str = "a woman", subjects: tuple[str, ...] = ("anna",)) -> Work:
     return Work(name, plain, plain, subjects, 1)
 
@@ -135,7 +138,7 @@ def test_workflows_that_cannot_be_filled_are_named(tmp_path, change, message):
 
 
 def test_what_was_painted_otherwise_is_not_taken_for_this(tmp_path):
-    workflow = Workflow(PAIR, "6", (("1",),))
+    workflow = Workflow(ONE, "6", (("1",),))
     references = {name: [tmp_path / f"{name}.png"] for name in WORDS}
     for [photo] in references.values():
         Image.new("RGB", (8, 8)).save(photo)
@@ -153,14 +156,14 @@ def test_what_was_painted_otherwise_is_not_taken_for_this(tmp_path):
 def test_a_plan_that_painted_nothing_binds_nobody(tmp_path):
     """A mistake that the first picture shows, such as a batch of two, is mended in the workflow; the folder stays."""
     paint_all(tmp_path, [], Workflow({"1": {}}, "6", (("1",),)), {}, GONE, print)
-    paint_all(tmp_path, [], Workflow(PAIR, "6", (("1",),)), {}, GONE, print)
+    paint_all(tmp_path, [], Workflow(ONE, "6", (("1",),)), {}, GONE, print)
     (tmp_path / "000_01.png").write_bytes(b"a picture")
     with pytest.raises(ValueError, match="was painted with another workflow"):
         paint_all(tmp_path, [], Workflow({"1": {}}, "6", (("1",),)), {}, GONE, print)
 
 
 def test_another_first_photo_of_a_subject_is_another_plan(tmp_path):
-    workflow, photos = Workflow(PAIR, "6", (("1",),)), tmp_path / "references"
+    workflow, photos = Workflow(ONE, "6", (("1",),)), tmp_path / "references"
     photos.mkdir()
     for name, colour in {"anna": "red", "bob": "blue", "0": "green"}.items():
         Image.new("RGB", (8, 8), colour).save(photos / f"{name}.bmp")
@@ -244,6 +247,28 @@ def test_a_server_paints_what_is_missing(server, portrait, tmp_path):
     assert "3 of 4 pictures were painted before." in said and said[-1].startswith("painted 1 of 1: bob/000_02.png")
     assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")} == painted
     assert len(pictures_in(folder / "bob")) == 2
+
+
+@pytest.mark.live
+def test_a_mask_that_is_painted_over_is_another_plan(server, tmp_path):
+    client, mask = Client(server.url), tmp_path / "left [half].png"
+    loader = {"class_type": "LoadImageMask", "inputs": {"image": "plans/left [half].png [input]"}}
+    workflow = Workflow({**ONE, "10": loader}, "6", (("1",),))
+
+    def paint(left: int) -> None:
+        picture = Image.new("L", (8, 8))
+        picture.paste(255, (0, 0, left, 8))
+        picture.save(mask)
+        client.upload(mask, subfolder="plans", overwrite="true")
+        paint_all(tmp_path / "out", [], workflow, {}, client, print)
+
+    paint(4)
+    (tmp_path / "out" / "000_01.png").write_bytes(b"a picture")
+    paint(4)
+    with pytest.raises(
+        ValueError, match=r"painted with another plans/left \[half\].png \[input\] in ComfyUI's folder. Choose"
+    ):
+        paint(5)
 
 
 @pytest.mark.live

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import json
 import time
@@ -17,14 +16,14 @@ from PIL import Image
 from comfy_client import Client, Prompt, PromptError, ServerError
 from mmdiff_model.evaluation.cases import BETWEEN
 from mmdiff_model.files import write_whole
+from painted import FILES, check_plan, digest, own_files
 from workflow_api import to_api
 
 TRIGGER = "<|subj|>"
 TEXT_NODES = ("MMDiffApply", "MMDiffTextEncode")
 SEEDS = ("seed", "noise_seed")
-ENCODER, FILES = "MMDiffEncodeSubject", ("LoadImage", "LoadImageMask")
+ENCODER = "MMDiffEncodeSubject"
 FOLLOWED = {ENCODER: ("images",), "MMDiffSubjectRegion": ("subject",)}
-PLAN_FILE = "plan.json"
 POLL_SECONDS = 0.5
 
 
@@ -101,10 +100,6 @@ def upload(client: Client, photo: Path) -> str:
     """Puts a photo into the input folder under a name made from its content -> the name that Load Image takes."""
     name = digest(photo.read_bytes()) + photo.suffix.lower()
     return client.upload(photo, name, subfolder="mmdiff_evaluation", overwrite="true")
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -228,7 +223,7 @@ def paint_all(
                 f"{len(work.subjects)}. Choose another workflow, or other --subjects."
             )
     photos = {subject: references[subject][0] for work in works for subject in work.subjects}
-    check_plan(folder, workflow, photos)
+    check_plan(folder, workflow.prompt, photos, own_files(workflow.prompt, set().union(*workflow.photos), client))
     missing = [work for work in works if not is_painted(folder, work)]
     if len(missing) < len(works):
         say(f"{len(works) - len(missing)} of {len(works)} pictures were painted before.")
@@ -274,23 +269,3 @@ def is_painted(folder: Path, work: Work) -> bool:
             "other prompts."
         )
     return True
-
-
-def check_plan(folder: Path, workflow: Workflow, photos: dict[str, Path]) -> None:
-    """Notes what the folder's pictures come from, and what a plan of an older version lacks.
-
-    A folder without a picture has none. Raises ValueError where it is another workflow, or another photo of a subject.
-    """
-    path = folder / PLAN_FILE
-    remedy = f"Choose another --pictures folder, or delete {path} to let both stand beside each other."
-    now = hashlib.sha256(json.dumps(workflow.prompt, sort_keys=True).encode()).hexdigest()
-    begun = path.is_file() and any(folder.rglob("*.png"))
-    noted = json.loads(path.read_text(encoding="utf-8")) if begun else {"workflow": now}
-    if noted.get("workflow") != now:
-        raise ValueError(f"pictures: {folder} was painted with another workflow or other settings of it. {remedy}")
-    known = noted.setdefault("photos", {})
-    for subject, photo in photos.items():
-        content = digest(photo.read_bytes())
-        if known.setdefault(subject, content) != content:
-            raise ValueError(f"pictures: {folder} was painted with another photo of {subject} than {photo}. {remedy}")
-    write_whole(path, lambda partial: partial.write_text(json.dumps(noted), encoding="utf-8"))

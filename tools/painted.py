@@ -1,0 +1,58 @@
+"""What a folder's pictures were painted from, noted in it, so that another plan's are not taken for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from comfy_client import Client, Prompt
+from mmdiff_model.files import write_whole
+
+PLAN_FILE = "plan.json"
+FILES = "LoadImage", "LoadImageMask"
+LOADED = r"(?s)(?:(.*)/)?([^/]*?)(?: \[(input|output|temp)\])?"  # folder, file and kind in what a Load Image says
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def own_files(prompt: Prompt, filled: set[str], client: Client) -> dict[str, str]:
+    """The pictures that a workflow loads itself, such as a region's mask: the digest of each, by its name.
+
+    filled: the nodes that get the subjects' photos. Raises ServerError.
+    """
+    loaders = [node for number, node in prompt.items() if node.get("class_type") in FILES and number not in filled]
+    found = {}
+    for name in {node["inputs"].get("image") for node in loaders}:
+        if isinstance(name, str):
+            place, file, kind = re.fullmatch(LOADED, name).groups()
+            found[name] = digest(client.view({"filename": file, "subfolder": place or "", "type": kind or "input"}))
+    return found
+
+
+def check_plan(folder: Path, prompt: Prompt, photos: dict[str, Path], files: dict[str, str]) -> None:
+    """Notes what the folder's pictures come from, and what a plan of an older version lacks.
+
+    A folder without a picture has none. Raises ValueError where it is another workflow, another photo of a subject, or
+    another content of a picture that the workflow loads.
+    """
+    path = folder / PLAN_FILE
+    remedy = f"Choose another --pictures folder, or delete {path} to let both stand beside each other."
+    now = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
+    begun = path.is_file() and any(folder.rglob("*.png"))
+    noted = json.loads(path.read_text(encoding="utf-8")) if begun else {"workflow": now}
+    if noted.get("workflow") != now:
+        raise ValueError(f"pictures: {folder} was painted with another workflow or other settings of it. {remedy}")
+    known = noted.setdefault("photos", {})
+    for subject, photo in photos.items():
+        content = digest(photo.read_bytes())
+        if known.setdefault(subject, content) != content:
+            raise ValueError(f"pictures: {folder} was painted with another photo of {subject} than {photo}. {remedy}")
+    loaded = noted.setdefault("files", {})
+    for name, content in files.items():
+        if loaded.setdefault(name, content) != content:
+            raise ValueError(f"pictures: {folder} was painted with another {name} in ComfyUI's folder. {remedy}")
+    write_whole(path, lambda partial: partial.write_text(json.dumps(noted), encoding="utf-8"))
