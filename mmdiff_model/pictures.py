@@ -1,16 +1,27 @@
-"""Picture files: their endings, and their colours as a person sees them."""
+"""Picture files: which are a person's own, and their colours as a person sees them."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
+OF_SYSTEMS = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information"}
+HEIC, AVIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), (b"avif", b"avis")
 
 
 class UnreadablePicture(ValueError):
     """A file that Pillow does not read; the message says why."""
+
+
+class RefusedPicture(UnreadablePicture):
+    """A file that may be whole and that Pillow refuses all the same; the message says what to do."""
+
+
+def is_hidden(file: Path) -> bool:
+    """Whether a path below a person's folder is hidden, or in a folder that systems and network drives keep there."""
+    return any(part.startswith(".") or part.lower() in OF_SYSTEMS for part in file.parts)
 
 
 def read(file: Path | BinaryIO, form: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
@@ -18,8 +29,26 @@ def read(file: Path | BinaryIO, form: Callable[[Image.Image], Image.Image] | Non
     try:
         with Image.open(file) as picture:
             return (form or as_seen)(picture)
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise RefusedPicture(f"it has more than {limit} megapixels, Pillow's limit. Save it smaller") from error
     except Exception as error:  # Pillow's plug-ins raise whatever they like
+        if kind := unknown_kind(file):
+            raise RefusedPicture(f"it is {kind}, which Pillow does not read here. Save it as JPEG") from error
         raise UnreadablePicture(str(error) or type(error).__name__) from error
+
+
+def unknown_kind(file: Path | BinaryIO) -> str | None:
+    """What phones write and this Pillow has no reader for, by the first bytes of a file."""
+    if not isinstance(file, Path) or not file.is_file():
+        return None
+    with file.open("rb") as opened:
+        head = opened.read(12)
+    if head[4:8] != b"ftyp":
+        return None
+    if head[8:] in HEIC:
+        return "HEIC"
+    return "AVIF" if head[8:] in AVIF and not features.check("avif") else None
 
 
 def as_seen(picture: Image.Image) -> Image.Image:

@@ -106,7 +106,7 @@ class MMDiffAnnotate(io.ComfyNode):
         rejected = [result for result in results if isinstance(result, Rejected)]
         if len(rejected) == len(results):
             raise ValueError(nothing_found(rejected))
-        sheet = sheet_of(photos, results)
+        sheet = contact_sheet(photos, results)
         return io.NodeOutput(data_name(folder), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
     @classmethod
@@ -142,7 +142,7 @@ def half_precision() -> torch.dtype:
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
 
 
-def sheet_of(photos: list[np.ndarray], results: list) -> Tensor:
+def contact_sheet(photos: list[np.ndarray], results: list) -> Tensor:
     """The contact sheet as an IMAGE (1, H, W, 3)."""
     from ..mmdiff_model.annotation.sheet import draw_sheet
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io, ui
 from torch import Tensor, nn
 
-from .annotate import DATA, data_folder, data_name, sheet_of
+from .annotate import DATA, contact_sheet, data_folder, data_name
 from .checks import checked, validation
 from .folders import writing
 from .images import check_mask, photos_from
@@ -83,7 +83,7 @@ class MMDiffWriteRecord(io.ComfyNode):
         for record in records:
             with writing("name", folder / record.name):
                 writer.write(record)
-        sheet = sheet_of([record.picture for record in records], records)
+        sheet = contact_sheet([record.picture for record in records], records)
         return io.NodeOutput(data_name(folder), sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
     @classmethod

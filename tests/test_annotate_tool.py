@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,40 @@ def test_a_folder_becomes_records(command, tmp_path):
     assert f"{COUNT + 3 - len(found)} of them left" in other
     assert "warning: --words: none of these" in other and "gave a record of 'unicorn'" in other
     assert set(names(output)) >= set(found)
+
+
+def test_a_picture_or_caption_that_has_changed_is_annotated_again(pictures, models, tmp_path):
+    folder, output = tmp_path / "few", tmp_path / "out"
+    shutil.copytree(pictures, folder)
+    command = line(folder, models, output, "--batch", "4")
+    run(command)
+    found = names(output)
+    gone, told = (next(folder.rglob(f"{name[:5]} {name[6:8]}.png")) for name in [found[0][:8], found[1][:8]])
+    Image.new("RGB", (128, 128), "white").save(gone)
+    told.with_suffix(".txt").write_text(f"{told.with_suffix('.txt').read_text()} at noon")
+    (told.parent / "new caption.png").write_bytes(told.read_bytes())
+    printed = run(command)
+    assert "2 pictures or captions have changed since, and are annotated again" in printed
+    records = Records.open([output])
+    captions = {
+        records.read(number).name.rpartition("/")[2]: records.read(number).caption for number in range(len(records))
+    }
+    assert captions[found[1]].endswith(" at noon")
+    assert found[0] not in captions or (records.read(0).picture > 250).all()
+    os.utime(gone)  # as after a copy
+    printed = run(command)
+    assert "have changed since" not in printed and "records are of pictures that are not" not in printed
+    (moved := told.with_name("moved.png")).write_bytes(told.read_bytes())
+    told.unlink()
+    assert f"1 records are of pictures that are not in {folder}, such as {told.relative_to(folder)}" in run(command)
+    moved.replace(told)
+
+    shards = line(folder, models, tmp_path / "shards", "--shards", "9")
+    run(shards)
+    told.with_suffix(".txt").write_text("a robot")
+    printed = run(shards)
+    assert "warning: 1 pictures have changed since their records were written into shards, such as" in printed
+    assert names(tmp_path / "shards") == sorted(captions)
 
 
 def test_a_word_that_no_picture_has_is_an_error(command, tmp_path):

@@ -381,9 +381,11 @@ def test_pictures_are_seen_as_a_person_sees_them(tmp_path):
 
 
 def test_a_folder_is_listed_without_what_is_hidden_or_written(tmp_path):
-    for name in ("b.PNG", "a/c.jpg", "a/notes.txt", ".hidden.jpg", ".trash/d.jpg", "out/e.jpg"):
+    systems = ("@eaDir/c.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/f.jpg", "a/.thumbnails/g.jpg", "$RECYCLE.BIN/h.png")
+    for name in ("b.PNG", "a/c.jpg", "a/notes.txt", ".hidden.jpg", ".trash/d.jpg", "out/e.jpg", *systems):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     assert [file.as_posix() for file in list_pictures(tmp_path, tmp_path / "out")] == ["a/c.jpg", "b.PNG"]
     with pytest.raises(ValueError, match=r"output: .* is the folder of the pictures\. Name a folder of its own"):
         list_pictures(tmp_path, tmp_path / "a" / "..")
@@ -392,6 +394,66 @@ def test_a_folder_is_listed_without_what_is_hidden_or_written(tmp_path):
         list_pictures(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"pictures: .*nowhere is not a folder"):
         list_pictures(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_folders_behind_links_are_listed_once(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for folder in (photos / "b", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").touch()
+    for name, target in {"anna": elsewhere, "b/all": photos, "c": photos / "b", "loop": photos / "loop"}.items():
+        (photos / name).symlink_to(target)
+    assert [file.as_posix() for file in list_pictures(photos, tmp_path / "out")] == ["anna/a.jpg", "b/a.jpg"]
+
+
+def test_what_an_annotation_has_written_is_no_photo(tmp_path):
+    photos = tmp_path / "photos"
+    record = annotate([scene.caption for scene in SCENES])[0]
+    FolderWriter(photos / "by a node").write(record)
+    FolderWriter(photos / "data" / "deep").write(record)
+    (photos / "data" / "deep" / "scene_0.npy").unlink()
+    (photos / "data" / "annotation_0.csv").touch()
+    (photos / "annotation_of_coco.csv").touch()
+    for name in ("a.jpg", "with json.jpg", "contact_sheet.jpg"):
+        PICTURES[0].save(photos / name)
+    (photos / "with json.json").write_text("{}")
+    said = []
+    assert [file.name for file in list_pictures(photos, tmp_path / "out", said.append)] == ["a.jpg", "with json.jpg"]
+    assert said == [
+        "left out: 3 pictures that an annotation has written, in "
+        f"{photos}, {photos / 'by a node'}, {photos / 'data' / 'deep'}"
+    ]
+    with pytest.raises(ValueError, match=r"^pictures: all in .*data were written by an annotation. Name the folder"):
+        list_pictures(photos / "data", tmp_path / "out", said.append)
+    with pytest.raises(
+        ValueError, match=r"^output: .* holds the folder of the pictures, .*photos. Name a folder besid"
+    ):
+        list_pictures(photos, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "unreadable picture: it is HEIC, which Pillow does not read here. Save",
+        ),
+        (b"", "unreadable picture$"),
+    ],
+)
+def test_a_phones_format_without_a_reader_is_named(tmp_path, head, reason):
+    (tmp_path / "IMG_0001.HEIC").write_bytes(head)
+    with pytest.raises(Rejected, match=f"^{reason}"):
+        read_picture(tmp_path / "IMG_0001.HEIC", 64)
+
+
+def test_a_picture_beyond_pillows_limit_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    Image.new("1", (2000, 2000)).save(tmp_path / "a.png")
+    with pytest.raises(
+        Rejected, match=r"^unreadable picture: it has more than 2 megapixels, Pillow's limit. Save it sm"
+    ):
+        read_picture(tmp_path / "a.png", 64)
 
 
 def test_records_of_pictures_with_like_names_are_kept_apart(tmp_path):
@@ -404,8 +466,8 @@ def test_captions_beside_pictures(tmp_path):
     assert read_caption(tmp_path / "dog.jpg") is None
     (tmp_path / "dog.txt").write_text("\ufeff a dog\n on a sofa \n", encoding="utf-8")
     assert read_caption(tmp_path / "dog.jpg") == "a dog on a sofa"
-    (tmp_path / "dog.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(Rejected, match="unreadable caption"):
+    (tmp_path / "dog.txt").write_bytes("a dog".encode("utf-16"))  # as Windows has saved it for long
+    with pytest.raises(Rejected, match="^unreadable caption: save its .txt as UTF-8"):
         read_caption(tmp_path / "dog.jpg")
 
 
@@ -568,6 +630,7 @@ def test_pictures_that_have_a_record_by_now_were_not_passed_over(tmp_path):
 def test_the_journal_forgets_the_line_that_was_cut_off(tmp_path):
     journal = Journal(tmp_path, "aa")
     journal.add("a.jpg", "no box, or none", caption='he said "hi"\nand left')
+    journal.add("a novel.jpg", WRITTEN, caption="word " * 50_000)
     journal.add("b.jpg", WRITTEN, "dog")
     with journal.path.open("ab") as file:
         file.write(b"c.jpg,aa,no bo")
@@ -577,6 +640,16 @@ def test_the_journal_forgets_the_line_that_was_cut_off(tmp_path):
     assert Journal(tmp_path, "bb").passed_over(()) == {}  # other words: all of them are tried again
     assert [row["caption"] for row in again.rows()][0] == 'he said "hi" and left'
     assert Journal(tmp_path, "aa", 1).passed_over(()) == again.passed_over(())
+
+
+def test_an_older_versions_journal_has_no_stamps(tmp_path):
+    (tmp_path / "annotation_0.csv").write_text("picture,settings,outcome,words,caption\na.jpg,aa,written,dog,a dog\n")
+    journal = Journal(tmp_path, "aa")
+    journal.add("b.jpg", WRITTEN, "dog", "a dog", ("5-6", "cc"))
+    assert Journal(tmp_path, "aa").seen() == {"a.jpg": ("", ""), "b.jpg": ("5-6", "cc")}
+    assert journal.path.read_text().startswith(
+        "picture,settings,outcome,words,caption,stamp,content\na.jpg,aa,written,dog,a dog\n"
+    )
 
 
 def test_a_start_empties_no_journal(tmp_path, monkeypatch):

@@ -138,6 +138,17 @@ def test_plain_folders_are_one_subject(tmp_path):
     assert file.subjects == ("my cat",) and file.name == "1.png"
 
 
+def test_folders_that_systems_keep_are_no_subjects(world):
+    before, known = files_of(world), read_references(world / "references")
+    for name in ("@eaDir", ".thumbnails", "__MACOSX", "#recycle"):
+        save(CAT, world / "references" / name / "a.png")
+        save(CAT, world / "pictures" / name / "a.png")
+        save(CAT, world / "pictures" / "cat2" / name / "000.png" / "thumb.jpg")
+        save(CAT, world / "references" / "cat2" / name / "00.png")
+    (world / "references" / "cat2" / "Thumbs.db").touch()
+    assert read_references(world / "references") == known and files_of(world) == before
+
+
 def test_a_folder_named_with_a_plus_may_be_one_subject(tmp_path):
     save(CAT, tmp_path / "pictures" / "c+d" / "1.png")
     [file] = read_pictures(tmp_path / "pictures", ["c+d", "c"])

@@ -26,7 +26,6 @@ import torch  # noqa: E402
 from mmdiff_model.host import find_comfyui  # noqa: E402
 
 FOLDER = "mmdiff_annotation"
-SHEET = "contact_sheet.jpg"
 SECONDS = 5.0
 FINISHED, FAILED, STOPPED = 0, 1, 3
 
@@ -70,14 +69,14 @@ def annotate(options: argparse.Namespace) -> int:
     """Annotates this process's share. Raises ValueError, OSError."""
     from mmdiff_model.annotation.annotator import Annotator
     from mmdiff_model.annotation.journal import Journal
-    from mmdiff_model.annotation.pictures import RETRIED, list_pictures, record_name
+    from mmdiff_model.annotation.pictures import RETRIED, SHEET, list_pictures, record_name
     from mmdiff_model.annotation.share import Share, lock_share
     from mmdiff_model.annotation.sheet import draw_sheet
     from mmdiff_model.annotation.words import parse_words
     from mmdiff_model.annotation.writers import FolderWriter, ShardWriter, names_in
 
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    files = list_pictures(options.pictures, options.output)
+    files = list_pictures(options.pictures, options.output, print if rank == 0 else quiet)
     words = parse_words(options.words)
     places = options.models or [find_comfyui() / "models" / FOLDER]
     give_back = lock_share(options.output, rank, ranks)
@@ -86,8 +85,13 @@ def annotate(options: argparse.Namespace) -> int:
         writer = ShardWriter(options.output, options.shards, rank, ranks)
     journal = Journal(options.output, settings_of(options, words, places), rank)
     done = names_in(options.output)
-    passed = {file for file, reason in journal.passed_over(done).items() if reason not in RETRIED}
-    own = [file for file in files[rank::ranks] if record_name(file) not in done and file.as_posix() not in passed]
+    passed = {file for file, reason in journal.passed_over(done).items() if not reason.startswith(RETRIED)}
+    again = changed(options, files[rank::ranks], journal.seen(), done)
+    own = [
+        file
+        for file in files[rank::ranks]
+        if file in again or (record_name(file) not in done and file.as_posix() not in passed)
+    ]
     print(f"{len(files)} pictures, {len(own)} of them left for process {rank + 1} of {ranks}", flush=True)
     share = None
     if own:
@@ -95,6 +99,8 @@ def annotate(options: argparse.Namespace) -> int:
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         annotator = Annotator.load(places, words, lambda model: stay(model, device), dtype, "--models")
         share = Share(annotator, options.pictures, own, options.size, options.batch)
+        for file in again:
+            FolderWriter(options.output).remove(record_name(file))
         progress = Progress(len(own))
         try:
             share.run(writer, journal, progress.after)
@@ -104,18 +110,52 @@ def annotate(options: argparse.Namespace) -> int:
         if rank == 0 and share.shown:
             draw_sheet(*zip(*share.shown, strict=True)).save(options.output / SHEET)
     give_back()
-    found = summary(options.output, names_in(options.output), journal, share, words)
+    found = summary(options, names_in(options.output), journal, share, words)
     return FINISHED if found or ranks > 1 else FAILED  # what fails, ends the other processes
 
 
-def summary(output: Path, records: set[str], journal, share, words: tuple[str, ...]) -> bool:
+def changed(
+    options: argparse.Namespace, files: list[Path], seen: dict[str, tuple[str, str]], done: set[str]
+) -> set[Path]:
+    """The pictures to annotate again: they or their captions are not what was read. Says so, and which stay."""
+    from mmdiff_model.annotation.journal import UNSEEN
+    from mmdiff_model.annotation.pictures import content, record_name, stamp
+
+    before = {file: seen.get(file.as_posix(), UNSEEN) for file in files}
+    moved = [file for file in files if before[file] != UNSEEN and before[file][0] != stamp(options.pictures / file)]
+    found = {file for file in moved if before[file][1] != content(options.pictures / file)}
+    names = {file: record_name(file) for file in found}
+    kept = {file for file in found if names[file] in done and not (options.output / f"{names[file]}.json").is_file()}
+    if kept:
+        print(
+            f"warning: {len(kept)} pictures have changed since their records were written into shards, such as "
+            f"{min(kept)}. Their records stay: delete the .tar files to have all of them annotated again."
+        )
+    if found - kept:
+        print(f"{len(found - kept)} pictures or captions have changed since, and are annotated again")
+    return found - kept
+
+
+def quiet(line: str) -> None:
+    """Another process has said it."""
+
+
+def summary(options: argparse.Namespace, records: set[str], journal, share, words: tuple[str, ...]) -> bool:
     """Says what is in the output folder, and whether there is anything."""
+    from mmdiff_model.annotation.pictures import record_name
+
     for word in words if share else ():
         if not share.words[word.lower()]:
             print(f"warning: --words: none of these {len(share.files)} pictures gave a record of '{word}'")
     for reason, count in Counter(journal.passed_over(records).values()).most_common():
         print(f"passed over: {count} x {reason}")
-    print(f"{len(records)} records in {output}. What became of each picture is in {journal.path.name}.")
+    known = [name for name in journal.seen() if record_name(Path(name)) in records]
+    if gone := [name for name in known if not (options.pictures / name).is_file()]:
+        print(
+            f"{len(gone)} records are of pictures that are not in {options.pictures}, such as {gone[0]}. They stay: "
+            "delete their .json files to train without them."
+        )
+    print(f"{len(records)} records in {options.output}. What became of each picture is in {journal.path.name}.")
     if not records:
         print(
             "error: no picture gave a record. Look at the captions in the table, and choose --words that stand in them."

@@ -4,12 +4,21 @@ import csv
 import io
 import os
 from collections.abc import Container, Iterator
+from functools import partial
 from pathlib import Path
 
+from ..files import write_whole
 from .pictures import record_name
+from .writers import store
 
-COLUMNS = "picture", "settings", "outcome", "words", "caption"
+COLUMNS = "picture", "settings", "outcome", "words", "caption", "stamp", "content"
+HEAD = ",".join(COLUMNS).encode() + b"\n"
+FIRST = len(COLUMNS) - 2  # columns of an older version's rows
 WRITTEN = "written"
+SHOWN = 2000  # letters of a caption; the reader of tables takes 131,072
+
+Seen = tuple[str, str]  # a picture's stamp and content, or an older version's UNSEEN
+UNSEEN = "", ""
 
 
 class Journal:
@@ -19,16 +28,17 @@ class Journal:
         self.folder, self.settings = folder, settings
         self.path = folder / f"annotation_{rank}.csv"
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists() or not whole_lines(self.path):
-            self.path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        whole = whole_lines(self.path) if self.path.exists() else b""
+        if whole.startswith(HEAD):
+            os.truncate(self.path, len(whole))  # without the line that a kill has cut off
         else:
-            os.truncate(self.path, len(whole_lines(self.path)))  # without the line that a kill has cut off
+            write_whole(self.path, partial(store, HEAD + whole.partition(b"\n")[2]))
 
-    def add(self, picture: str, outcome: str, words: str = "", caption: str = "") -> None:
-        """Raises OSError."""
+    def add(self, picture: str, outcome: str, words: str = "", caption: str = "", seen: Seen = UNSEEN) -> None:
+        """seen: what was read. Raises OSError."""
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(
-            (picture, self.settings, outcome, words, " ".join(caption.split()))
+            (picture, self.settings, outcome, words, " ".join(caption.split())[:SHOWN], *seen)
         )
         with self.path.open("ab", buffering=0) as file:
             file.write(line.getvalue().encode("utf-8", "surrogateescape"))
@@ -43,13 +53,17 @@ class Journal:
             if outcome != WRITTEN and record_name(Path(picture)) not in done
         }
 
+    def seen(self) -> dict[str, Seen]:
+        """What was last read of each picture."""
+        return {row["picture"]: (row["stamp"], row["content"]) for row in self.rows()}
+
     def rows(self) -> Iterator[dict[str, str]]:
         """The own process's come last: it has seen again what others had passed over before."""
         for path in sorted(self.folder.glob("annotation_*.csv"), key=lambda path: (path == self.path, path)):
             text = whole_lines(path).decode("utf-8", "surrogateescape")
-            for row in csv.DictReader(io.StringIO(text)):
-                if None not in row.values():
-                    yield row
+            for row in [*csv.reader(io.StringIO(text))][1:]:
+                if len(row) >= FIRST:
+                    yield dict(zip(COLUMNS, [*row, *UNSEEN], strict=False))
 
 
 def whole_lines(path: Path) -> bytes:

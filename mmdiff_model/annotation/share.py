@@ -15,8 +15,8 @@ from PIL import Image
 from ..files import lock
 from ..training.records import Record
 from .annotator import Annotator
-from .journal import WRITTEN, Journal
-from .pictures import read_caption, read_picture, record_name
+from .journal import WRITTEN, Journal, Seen
+from .pictures import content, read_caption, read_picture, record_name, stamp
 from .words import Rejected
 
 READERS = 4
@@ -56,7 +56,7 @@ class Share:
 
     def run(self, writer, journal: Journal, after: Callable[[Path, Record | Rejected], None]) -> None:
         """Raises OSError where a record cannot be written; those before it stay."""
-        for files, read in self.read_ahead():
+        for files, read, seen in self.read_ahead():
             good = [number for number, one in enumerate(read) if not isinstance(one, Rejected)]
             results: list[Record | Rejected] = list(read)
             if good:
@@ -64,34 +64,37 @@ class Share:
                 pictures, captions = zip(*(read[number] for number in good), strict=True)
                 for number, result in zip(good, self.annotator.annotate(names, pictures, captions), strict=True):
                     results[number] = result
-            for file, one, result in zip(files, read, results, strict=True):
-                self.keep(file, one, result, writer, journal)
+            for file, one, own, result in zip(files, read, seen, results, strict=True):
+                self.keep(file, one, own, result, writer, journal)
                 after(file, result)
 
-    def keep(self, file: Path, read, result: Record | Rejected, writer, journal: Journal) -> None:
+    def keep(self, file: Path, read, seen: Seen, result: Record | Rejected, writer, journal: Journal) -> None:
         if isinstance(result, Record):
             writer.write(result)
             words = [segment.word for segment in result.segments]
-            journal.add(file.as_posix(), WRITTEN, " + ".join(words), result.caption)
+            journal.add(file.as_posix(), WRITTEN, " + ".join(words), result.caption, seen)
             self.words.update(word.lower() for word in words)
             self.outcomes[WRITTEN] += 1
         else:
-            journal.add(file.as_posix(), result.reason, caption=result.caption)
+            journal.add(file.as_posix(), result.reason, caption=result.caption, seen=seen)
             self.outcomes[result.reason] += 1
         if len(self.shown) < SHOWN and not isinstance(read, Rejected):
             self.shown.append((np.asarray(read[0]), result))
 
-    def read_ahead(self) -> Iterator[tuple[list[Path], list]]:
-        """Batches of files, each with its picture and caption, or why it has none."""
+    def read_ahead(self) -> Iterator[tuple[list[Path], list, list[Seen]]]:
+        """Batches of files, each with its picture and caption, or why it has none, and what was there before."""
         batches = [list(self.files[start : start + self.batch]) for start in range(0, len(self.files), self.batch)]
         with ThreadPoolExecutor(READERS) as pool:
             started = [[pool.submit(self.read, file) for file in batch] for batch in batches[:1]]
             for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=[]):
                 started.append([pool.submit(self.read, file) for file in following])
-                yield batch, [future.result() for future in started.pop(0)]
+                read, seen = zip(*(future.result() for future in started.pop(0)), strict=True)
+                yield batch, list(read), list(seen)
 
-    def read(self, file: Path) -> tuple[Image.Image, str | None] | Rejected:
+    def read(self, file: Path) -> tuple[tuple[Image.Image, str | None] | Rejected, Seen]:
+        path = self.folder / file
+        seen = stamp(path), content(path)
         try:
-            return read_picture(self.folder / file, self.size), read_caption(self.folder / file)
+            return (read_picture(path, self.size), read_caption(path)), seen
         except Rejected as error:
-            return error
+            return error, seen

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pictures import ENDINGS, UnreadablePicture, read
+from ..pictures import ENDINGS, UnreadablePicture, is_hidden, read
 
 BETWEEN = "+"
 CLASSES_FILE = "prompts_and_classes.txt"
@@ -46,8 +46,13 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in ENDINGS and not is_hidden(Path(path.name)) and path.is_file()
     )
+
+
+def folders_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """The folders in a person's folder, by name; those that systems and network drives keep there are no one's."""
+    return sorted(path for path in folder.glob(pattern) if path.is_dir() and not is_hidden(path.relative_to(folder)))
 
 
 def read_picture(path: Path) -> Tensor:
@@ -74,7 +79,7 @@ def read_references(folder: Path, source: str = "references") -> dict[str, list[
     """The photos of each subject by its name. Raises ValueError naming `source` where there are none."""
     if not folder.is_dir():
         raise ValueError(f"{source}: the folder {folder} does not exist. Name the folder of the subjects' photos.")
-    subjects = {path.name: pictures_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    subjects = {path.name: pictures_in(path) for path in folders_in(folder)}
     subjects = {name: photos for name, photos in subjects.items() if photos}
     if not subjects and (photos := pictures_in(folder)):
         subjects = {folder.resolve().name: photos}
@@ -94,7 +99,7 @@ def read_pictures(folder: Path, subjects: Sequence[str], prompt: str = "") -> li
     if not folder.is_dir():
         raise ValueError(f"pictures: the folder {folder} does not exist. Name the folder of the generated pictures.")
     found = []
-    for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
+    for place in [folder, *folders_in(folder, "**/*")]:
         if not (files := pictures_in(place)):
             continue
         named = subjects_of(folder, place, subjects)

@@ -96,7 +96,7 @@ class Judges:
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredFolder:
     """`lines` follow the files; `bad` says what is wrong with those that could not be read."""
 
     lines: list[Measured]
@@ -105,7 +105,7 @@ class Run:
 
 def measure_folder(
     files: Sequence[PictureFile], judges: Judges, results: Results, say: Callable[[str], None] = lambda line: None
-) -> Run:
+) -> MeasuredFolder:
     """Measures what `results` lacks and adds it, batch by batch. `say` gets a line of progress after each.
 
     Raises ValueError: a subject's photos. OSError: a full disk; what was measured before stays.
@@ -136,7 +136,7 @@ def measure_folder(
     lines = {file: results.get(file, references[file]) for file in files}
     meanwhile = "was replaced or removed meanwhile. Run the same command again."
     bad = {file: f"{file.path} {meanwhile}" for file, line in lines.items() if line is None} | bad
-    return Run([line for line in lines.values() if line is not None], list(bad.values()))
+    return MeasuredFolder([line for line in lines.values() if line is not None], list(bad.values()))
 
 
 @dataclass(frozen=True)
