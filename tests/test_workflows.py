@@ -37,6 +37,7 @@ ROUTED = [name for name in WORKFLOWS if "MMDiffRoutingPreview" in WORKFLOWS[name
 TITLE_HEIGHT = 30
 SCREEN, FITTED = (1860, 1000), 0.75  # a canvas of 1920 x 1080; how the front end fits a template into it
 READABLE = 0.58  # below 8/14 the front end draws no text
+HEIGHT_WITH_PICTURES = {"MMDiffEncodeSubject": 398, "LoadImage": 314}  # to which the front end lets a lower node grow
 THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 512, 50_000
 SIZE, STEPS = 64, 4
 ACTIVE = 0
@@ -101,6 +102,8 @@ def test_nothing_overlaps_and_groups_hold_their_nodes(name):
         assert not [pair for pair in itertools.combinations(some, 2) if overlap(*pair)]
     for box in boxes:
         assert not [group for group in groups if overlap(box, group) and not inside(box, group)]
+    for node in workflow["nodes"]:
+        assert node["size"][1] >= HEIGHT_WITH_PICTURES.get(node["type"], 0)
 
 
 @each_workflow

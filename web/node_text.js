@@ -15,9 +15,10 @@ function addText(node) {
 
 function show(node, lines) {
   const widget = node.widgets?.find((one) => one.name === NAME);
+  if (!widget && !lines?.length) return;
   if (lines?.length) {
     (widget ?? addText(node)).value = lines.join("\n");
-  } else if (widget) {
+  } else {
     node.widgets.splice(node.widgets.indexOf(widget), 1);
     widget.onRemove?.();
   }
