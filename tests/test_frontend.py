@@ -45,6 +45,16 @@ RUN = """async (seconds) => {
     return await end
 }"""
 RUN_SECONDS = 300
+# whether the note, the first thing to read, begins beside the menus and not under them
+NOTE_IS_FREE = """() => {
+    const { graph, canvas } = window.app
+    const { pos } = graph.nodes.find((node) => node.type === 'MarkdownNote')
+    const { offset, scale } = canvas.ds
+    const [x, y] = [pos[0], pos[1] - window.LiteGraph.NODE_TITLE_HEIGHT].map((at, i) => (at + offset[i]) * scale + 1)
+    return document.elementFromPoint(x, y) === canvas.canvas
+}"""
+SIZES = "() => Object.fromEntries(window.app.graph.nodes.map((node) => [node.id, node.size.map(Math.round)]))"
+PREVIEWS_MILLISECONDS, TOAST_MILLISECONDS = 1000, 2000
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +83,8 @@ def test_opens_and_posts_what_to_api_makes(path, page, known):
     workflow = json.loads(path.read_text())
     opened = page.evaluate(OPEN, workflow)
     assert not opened["missing"]
+    assert page.evaluate(NOTE_IS_FREE)
+    assert page.evaluate(SIZES) == {str(node["id"]): node["size"] for node in workflow["nodes"]}
     saved = json.loads(opened["saved"])
     assert [node["type"] for node in saved["nodes"]] == [node["type"] for node in workflow["nodes"]]
     assert saved["links"] == workflow["links"]
@@ -85,11 +97,32 @@ def test_opens_and_posts_what_to_api_makes(path, page, known):
 
 @pytest.mark.parametrize("path", DEMOS, ids=lambda path: path.stem)
 def test_a_demo_runs_to_its_end(path, page, server):
-    """As a newcomer has it: opened, and Run."""
-    page.evaluate(OPEN, json.loads(path.read_text()))
+    """As a newcomer has it: opened, and Run. No node grows over its neighbour when it shows pictures."""
+    workflow = json.loads(path.read_text())
+    page.evaluate(OPEN, workflow)
     end = page.evaluate(RUN, RUN_SECONDS)
     assert end["kind"] == "execution_success"
     assert server.images(server.history(end["prompt_id"])["outputs"])
+    page.wait_for_timeout(PREVIEWS_MILLISECONDS)
+    assert page.evaluate(SIZES) == {str(node["id"]): node["size"] for node in workflow["nodes"]}
+
+
+def test_a_refused_prompt_is_told_in_its_own_words_until_the_next(page):
+    """Once, not once for each input that the check has read."""
+    workflow = json.loads(DEMOS[0].read_text())
+    prompt = next(node["widgets_values"] for node in workflow["nodes"] if node["type"] == "MMDiffApply")
+    prompt[0] = "a cat and a robot"
+    page.evaluate(OPEN, workflow)
+    page.evaluate("() => window.app.queuePrompt(0)")
+    told = page.locator(".p-toast-message", has_text="Apply MM-Diff")
+    told.first.wait_for()
+    [said] = told.locator(".p-toast-detail").all_inner_texts()
+    assert said.startswith('positive: there is no trigger in "a cat and a robot".')
+    page.evaluate("() => window.app.queuePrompt(0)")
+    page.wait_for_timeout(TOAST_MILLISECONDS)
+    assert told.count() == 1
+    page.evaluate(OPEN, json.loads(DEMOS[0].read_text()))
+    told.first.wait_for(state="detached")
 
 
 CROPS = """() => window.app.graph.nodes.filter((node) => node.type === 'MMDiffEncodeSubject')

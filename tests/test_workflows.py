@@ -37,7 +37,14 @@ ROUTED = [name for name in WORKFLOWS if "MMDiffRoutingPreview" in WORKFLOWS[name
 TITLE_HEIGHT = 30
 SCREEN, FITTED = (1860, 1000), 0.75  # a canvas of 1920 x 1080; how the front end fits a template into it
 READABLE = 0.58  # below 8/14 the front end draws no text
-HEIGHT_WITH_PICTURES = {"MMDiffEncodeSubject": 398, "LoadImage": 314}  # to which the front end lets a lower node grow
+# to which the front end lets a lower node grow when it shows its pictures and text
+HEIGHT_WITH_PICTURES = {
+    "MMDiffEncodeSubject": 398,
+    "LoadImage": 314,
+    "MMDiffEvaluate": 564,
+    "MMDiffTrain": 680,
+    "MMDiffWriteRecord": 364,
+}
 THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 512, 50_000
 SIZE, STEPS = 64, 4
 ACTIVE = 0
