@@ -43,14 +43,6 @@ def check_clip_vision(clip_vision: ClipVisionModel, checkpoint: Checkpoint) -> N
         )
 
 
-def pad_to_square(photo: Tensor, fill: float = 0.0) -> Tensor:
-    """(H, W, 3) -> (S, S, 3), the photo in the middle; an odd difference leaves it a pixel off square, as released."""
-    height, width = photo.shape[:2]
-    side = abs(height - width) // 2
-    padding = (0, 0, side, side, 0, 0) if height > width else (0, 0, 0, 0, side, side)
-    return nn.functional.pad(photo, padding, value=fill)
-
-
 def segment(photo: Tensor, mask: Tensor) -> Tensor:
     """The subject cut out of (H, W, 3) by a (H, W) mask: cropped to its box, on plain white (paper, method figure)."""
     rows, columns = mask.amax(dim=1).nonzero()[:, 0], mask.amax(dim=0).nonzero()[:, 0]
@@ -68,9 +60,9 @@ def resize(photo: Tensor, size: int) -> Tensor:
 
 
 def resize_square(photo: Tensor, size: int, fill: float) -> Tensor:
-    """resize(pad_to_square(photo, fill), size) without the square, which of a narrow photo takes gigabytes.
+    """`resize` of a square with the photo in the middle; an odd difference leaves it a pixel off square, as released.
 
-    To the bit, as resizing takes rows first and columns then; a photo that is LONG takes its columns first, and may be
+    That square is never built, for of a narrow photo it takes gigabytes. To the bit, as resizing takes rows first and columns then; a photo that is LONG takes its columns first, and may be
     a step of 1/255 off in a few pixels.
     """
     height, width = photo.shape[:2]

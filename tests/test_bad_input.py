@@ -21,7 +21,7 @@ from mm_diff_pack.nodes.subjects import MMDiffSubjectRegion
 
 from helpers import encode, guider_for, left_half, random_subject, run
 from mmdiff_model.subject import Face, encode_subject
-from mmdiff_model.vision import pad_to_square, resize, resize_square
+from mmdiff_model.vision import resize, resize_square
 from tiny_pack.models import TEXT, UNET, VISION
 
 NAN = float("nan")
@@ -232,6 +232,14 @@ def test_a_photo_of_one_pixel_is_encoded(checkpoint, tiny):
     face = Face(torch.nn.functional.normalize(torch.rand(512), dim=0), torch.rand(224, 224, 3))
     subject = encode_subject(checkpoint, tiny.clip_vision, [torch.rand(1, 1, 3)], [face])
     assert torch.isfinite(subject.cls).all() and subject.tokens.shape == (1, 4, 512)
+
+
+def pad_to_square(photo: Tensor, fill: float = 0.0) -> Tensor:
+    """(H, W, 3) -> (S, S, 3), as released: the photo in the middle, and where their difference is odd a pixel off square."""
+    height, width = photo.shape[:2]
+    side = abs(height - width) // 2
+    padding = (0, 0, side, side, 0, 0) if height > width else (0, 0, 0, 0, side, side)
+    return nn.functional.pad(photo, padding, value=fill)
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0])

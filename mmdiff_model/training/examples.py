@@ -14,7 +14,7 @@ from ..adapter import PORTRAIT
 from ..prompt import PLAIN_TRIGGER
 from ..subject import BLACK, WHITE, Face
 from ..text import CHUNK, ENCODERS, find_class_words
-from ..vision import pad_to_square, resize, segment
+from ..vision import resize, resize_square, segment
 from .records import BadRecord, Record
 
 BEYOND, OUTSIDE, NO_FACE = "word beyond the 77 tokens", "subject outside of the square crop", "no face in a subject"
@@ -80,7 +80,7 @@ class Preparation:
         ]
         faces = [self.face(record, photo) for photo in photos] if self.variant == PORTRAIT else None
         fill = BLACK if faces else WHITE
-        squares = torch.stack([resize(pad_to_square(photo, fill), self.photo_size) for photo in photos])
+        squares = torch.stack([resize_square(photo, self.photo_size, fill) for photo in photos])
         return Example(
             name=record.name,
             latent=latent,
