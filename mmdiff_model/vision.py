@@ -62,8 +62,8 @@ def resize(photo: Tensor, size: int) -> Tensor:
 def resize_square(photo: Tensor, size: int, fill: float) -> Tensor:
     """`resize` of a square with the photo in the middle; an odd difference leaves it a pixel off square, as released.
 
-    That square is never built, for of a narrow photo it takes gigabytes. To the bit, as resizing takes rows first and columns then; a photo that is LONG takes its columns first, and may be
-    a step of 1/255 off in a few pixels.
+    That square is never built, for of a narrow photo it takes gigabytes. To the bit, as resizing takes rows first and
+    columns then; a photo that is LONG takes its columns first, and may be a step of 1/255 off in a few pixels.
     """
     height, width = photo.shape[:2]
     if height > LONG * width:

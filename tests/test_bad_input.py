@@ -234,12 +234,12 @@ def test_a_photo_of_one_pixel_is_encoded(checkpoint, tiny):
     assert torch.isfinite(subject.cls).all() and subject.tokens.shape == (1, 4, 512)
 
 
-def pad_to_square(photo: Tensor, fill: float = 0.0) -> Tensor:
-    """(H, W, 3) -> (S, S, 3), as released: the photo in the middle, and where their difference is odd a pixel off square."""
+def pad_to_square(photo: torch.Tensor, fill: float) -> torch.Tensor:
+    """(H, W, 3) -> (S, S, 3), as the released code pads."""
     height, width = photo.shape[:2]
     side = abs(height - width) // 2
     padding = (0, 0, side, side, 0, 0) if height > width else (0, 0, 0, 0, side, side)
-    return nn.functional.pad(photo, padding, value=fill)
+    return torch.nn.functional.pad(photo, padding, value=fill)
 
 
 @pytest.mark.parametrize("fill", [0.0, 1.0])
