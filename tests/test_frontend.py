@@ -125,6 +125,27 @@ def test_a_refused_prompt_is_told_in_its_own_words_until_the_next(page):
     told.first.wait_for(state="detached")
 
 
+RUN_WITHOUT_TRIGGERS = """async () => {
+    const { output, workflow } = await window.app.graphToPrompt()
+    const [apply] = Object.values(output).filter((node) => node.class_type === 'MMDiffApply')
+    output.words = { class_type: 'PrimitiveString', inputs: { value: 'a cat' } }
+    apply.inputs.positive = ['words', 0]
+    await window.app.api.queuePrompt(0, { output, workflow })
+}"""
+
+
+def test_what_a_run_ends_with_is_told_in_its_own_words(page):
+    """A linked prompt, which cannot be read before."""
+    page.evaluate(OPEN, json.loads(DEMOS[0].read_text()))
+    page.evaluate(RUN_WITHOUT_TRIGGERS)
+    told = page.locator(".p-toast-message", has_text="Apply MM-Diff")
+    told.first.wait_for()
+    [said] = told.locator(".p-toast-detail").all_inner_texts()
+    assert said.startswith('positive: there is no trigger in "a cat".')
+    page.evaluate(OPEN, json.loads(DEMOS[0].read_text()))
+    told.first.wait_for(state="detached")
+
+
 CROPS = """() => window.app.graph.nodes.filter((node) => node.type === 'MMDiffEncodeSubject')
     .every((node) => window.app.nodeOutputs[node.id]?.images?.length)"""
 

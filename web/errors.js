@@ -1,5 +1,5 @@
-// What a node of this pack refuses before a run, as a toast: the front end shows such a sentence only behind "View
-// details" and a circled i, once for each input that the check has read.
+// What a node of this pack refuses, as a toast: the front end shows a sentence of before a run only behind "View details"
+// and a circled i, once for each input that the check has read, and one of a run behind "View details".
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -9,6 +9,12 @@ const LOOKS = 600;
 let shown = [];
 let timer;
 
+const message = (type, detail) => ({
+  severity: "error",
+  summary: LiteGraph.registered_node_types[type].title,
+  detail,
+});
+
 function messages(errors) {
   const found = new Map();
   for (const { class_type: type, errors: parts } of Object.values(errors)) {
@@ -16,8 +22,7 @@ function messages(errors) {
     for (const { type: kind, details, extra_info: about } of parts) {
       if (kind !== "custom_validation_failed") continue;
       const detail = details.slice(`${about.input_name} - `.length);
-      const summary = LiteGraph.registered_node_types[type].title;
-      found.set(summary + detail, { severity: "error", summary, detail });
+      found.set(type + detail, message(type, detail));
     }
   }
   return [...found.values()];
@@ -25,13 +30,17 @@ function messages(errors) {
 
 function look() {
   if (!app.lastNodeErrors) return false;
-  shown = messages(app.lastNodeErrors);
-  shown.forEach((message) => app.extensionManager.toast.add(message));
+  show(messages(app.lastNodeErrors));
   return true;
 }
 
+function show(added) {
+  shown.push(...added);
+  added.forEach((one) => app.extensionManager.toast.add(one));
+}
+
 function clear() {
-  shown.forEach((message) => app.extensionManager.toast.remove(message));
+  shown.forEach((one) => app.extensionManager.toast.remove(one));
   shown = [];
   clearInterval(timer);
 }
@@ -45,12 +54,15 @@ function watch() {
 }
 
 app.registerExtension({
-  name: "MM-Diff.Refused",
+  name: "MM-Diff.Errors",
   setup() {
     api.addEventListener("promptQueueing", watch);
     api.addEventListener("promptQueued", () => {
       clearInterval(timer);
       if (!shown.length) look(); // some outputs of it may have been refused
+    });
+    api.addEventListener("execution_error", ({ detail: { node_type: type, exception_message: said } }) => {
+      if (type.startsWith("MMDiff")) show([message(type, said.trim())]);
     });
   },
   afterConfigureGraph: clear,
