@@ -161,13 +161,13 @@ class MMDiffTrain(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, data: str | None = None, **options) -> str:
-        """Also of the records, which change under the same name."""
+        """Also of the records, which change under the same name; ComfyUI asks for it at each run, so no map is read."""
         from ..mmdiff_model.training.records import Records
 
         if data is None:
             return ""
         records = Records.open([data_path(data)])
-        return f"{records.digest()} {records.map_digest()}"
+        return f"{records.digest()} {records.map_times()}"
 
     @classmethod
     def validate_inputs(cls, data=None, name=None, variant=None, face_analysis=NOT_CONNECTED) -> bool | str:

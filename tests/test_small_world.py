@@ -44,8 +44,8 @@ from small_world.drawn.poses import ACTIONS, REFERENCE_ACTIONS  # noqa: E402
 from small_world.drawn.records import write_records  # noqa: E402
 from small_world.drawn.scenes import make_scene, references, start_scene  # noqa: E402
 from small_world.family import models, pixels, vocabulary  # noqa: E402
+from small_world.phases import adapter, base_data, gradients, look_codes, phase, shards  # noqa: E402
 from small_world.phases import base as base_phase  # noqa: E402
-from small_world.phases import base_data, gradients, look_codes, phase, shards  # noqa: E402
 from small_world.phases import codec as codec_phase  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -285,6 +285,14 @@ def test_shards_are_made_once(tmp_path):
     shards.load_shards(tmp_path, 2, make)
     joined = shards.load_shards(tmp_path, 3, make)
     assert made == [0, 1, 2] and joined["value"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@torch.enable_grad()
+def test_the_adapters_phase_trains_and_goes_on(small_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter, "BATCH", 2)
+    for steps in (15, 16):
+        assert adapter.train_variant(small_weights, tmp_path / "mmdiff", "mmdiff", steps, {})
+    assert load_checkpoint(tmp_path / "mmdiff" / ADAPTER_FILE).variant == "subject"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")

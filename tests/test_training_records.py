@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import sys
 import tarfile
@@ -148,11 +149,13 @@ def test_a_map_that_is_painted_over_is_another(folder, tmp_path):
     with tarfile.open(tmp_path / "records.tar", "w") as archive:
         archive.add(folder, ".")
     records, map_file = Records.open([folder]), file_of(folder, TWO, ".npy")
-    digest, before = records.digest(), records.map_digest()
+    digest, before, times = records.digest(), records.map_digest(), records.map_times()
     assert Records.open([tmp_path / "records.tar"]).map_digest() == before
     numbers = np.load(map_file)
     numbers[:8] = 1
     np.save(map_file, numbers)
+    os.utime(map_file, ns=(1, 1))
+    assert Records.open([folder]).map_times() != times
     assert Records.open([folder]).digest() == digest and Records.open([folder]).map_digest() != before
     map_file.unlink()
     assert Records.open([folder]).map_digest() not in (before, digest)

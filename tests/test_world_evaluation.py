@@ -51,6 +51,12 @@ def test_what_was_asked_for_scores_one():
     assert (both["binding"], both["swaps"], both["blends"], both["text"], both["words"]) == (1, 0, 0, 1, 1)
 
 
+@pytest.mark.parametrize("known", [[], [0.5]])
+def test_of_fewer_than_two_cases_the_interval_is_the_value(known):
+    found = scores.figure(np.array([*known, math.nan]))
+    assert found.n == len(known) and found.lower == pytest.approx(found.value, nan_ok=True)
+
+
 def test_each_attribute_counts_alone():
     one, other = pair()
     count = sum(scores.has(name, other) for name in scores.ATTRIBUTES)

@@ -69,6 +69,11 @@ class Folder:
     def size(self, name: str) -> int:
         return (self.path / name).stat().st_size
 
+    def modified(self, name: str) -> int:
+        """In nanoseconds; 0 where the file is gone."""
+        path = self.path / name
+        return path.stat().st_mtime_ns if path.exists() else 0
+
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
@@ -87,6 +92,9 @@ class Shard:
 
     def size(self, name: str) -> int:
         return self.files[name][1]
+
+    def modified(self, name: str) -> int:
+        return self.path.stat().st_mtime_ns
 
     def read(self, name: str) -> bytes:
         offset, size = self.files[name]
@@ -129,6 +137,11 @@ class Records:
         for source, stem in self.places:
             digest.update(json.dumps(RecordReader(source, stem).outline()).encode())
         return f"{len(self)} records {digest.hexdigest()[:LENGTH]}"
+
+    def map_times(self) -> str:
+        """16 hex digits of when the maps were written: what can be told of them without reading them all."""
+        times = [source.modified(f"{stem}.npy") for source, stem in self.places]
+        return hashlib.sha256(str(times).encode()).hexdigest()[:LENGTH]
 
     def map_digest(self) -> str:
         """16 hex digits of the maps' contents: one that is painted over has the size that it had."""

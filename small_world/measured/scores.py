@@ -139,6 +139,9 @@ def score_all(wanted: Sequence[Content], seen: Sequence[Content]) -> Scores:
 def figure(scores: np.ndarray, seed: int = 0) -> Figure:
     """The mean of the cases to which the score applies; its interval by bootstrap over them."""
     known = scores[~np.isnan(scores)]
+    if len(known) < 2:  # nothing to draw again from
+        value = known.mean().item() if len(known) else math.nan
+        return Figure(value, value, value, len(known))
     drawn = bootstrap((known,), np.mean, n_resamples=RESAMPLES, method="percentile", random_state=seed)
     return Figure(known.mean().item(), *map(float, drawn.confidence_interval), len(known))
 

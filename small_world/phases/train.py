@@ -11,13 +11,12 @@ from pathlib import Path
 from .. import ADAPTER_FILE, WEIGHTS
 from ..family.models import CODEC, TEXT_ENCODERS, UNET_MODEL, VISION_ENCODER
 from ..measured.reader import READER
-from .adapter import ADAPTERS, Prepared, train_ablation, train_adapter
+from .adapter import ABLATION, ADAPTERS, Prepared, train_ablation, train_adapter
 from .base import train_base
 from .codec import train_codec
 from .reader import train_reader
 from .vision import train_vision
 
-ABLATION = "ablation"
 FAMILY = CODEC, VISION_ENCODER, "base", "adapter", READER
 PHASES = *FAMILY, ABLATION
 

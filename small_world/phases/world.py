@@ -24,6 +24,10 @@ class World:
         """What tells these scenes from others."""
         return f"{self.count} scenes of seed {self.seed}"
 
+    def map_digest(self) -> str:
+        """The maps are drawn with the scenes."""
+        return self.digest()
+
     def read(self, index: int) -> Record:
         """Scene `index`; each character's reference shows it in another pose."""
         scene = make_scene(self.seed, index)
