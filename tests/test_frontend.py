@@ -1,6 +1,7 @@
 """The shipped workflows in ComfyUI's own front end, where a browser is installed: nothing is missing or lost."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,8 +151,16 @@ CROPS = """() => window.app.graph.nodes.filter((node) => node.type === 'MMDiffEn
     .every((node) => window.app.nodeOutputs[node.id]?.images?.length)"""
 
 
-def test_crops_outlast_a_reload(page):
-    """They are of the photos that the graph has: of others, nothing is shown."""
+NOT_A_NUMBER = {
+    "number": {"class_type": "PrimitiveFloat", "inputs": {"value": math.nan}},
+    "show": {"class_type": "PreviewAny", "inputs": {"source": ["number", 0]}},
+}
+
+
+def test_crops_outlast_a_reload(page, server):
+    """They are of the photos that the graph has: of others, nothing is shown. Another run of the server holds what is
+    no JSON."""
+    server.run(NOT_A_NUMBER)
     workflow = json.loads(DEMOS[1].read_text())
     settings = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
     settings["KSampler"][2] = 1  # step

@@ -14,13 +14,16 @@ function origin(prompt, id) {
   return JSON.stringify([class_type, given.sort()]);
 }
 
+// the server writes NaN and infinite numbers, of anybody's run, as they are, and JSON has none
+const parse = (text) => JSON.parse(text.replace(/(?<=[:,[]\s*)(?:NaN|-?Infinity)/g, "null"));
+
 const encoders = (prompt) => Object.keys(prompt).filter((id) => prompt[id].class_type === TYPE);
 
 async function showAgain() {
   const graph = app.graph;
   const { output: prompt } = await app.graphToPrompt();
   if (!encoders(prompt).length) return;
-  const history = await (await api.fetchApi(`/history?max_items=${RUNS}`)).json();
+  const history = parse(await (await api.fetchApi(`/history?max_items=${RUNS}`)).text());
   const shown = {};
   for (const { prompt: queued, outputs } of Object.values(history)) {
     for (const id of encoders(queued[2])) {
