@@ -55,7 +55,7 @@ NOTE_IS_FREE = """() => {
     return document.elementFromPoint(x, y) === canvas.canvas
 }"""
 SIZES = "() => Object.fromEntries(window.app.graph.nodes.map((node) => [node.id, node.size.map(Math.round)]))"
-PREVIEWS_MILLISECONDS, TOAST_MILLISECONDS = 1000, 2000
+PREVIEWS_MILLISECONDS = 1000
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,13 @@ def test_a_refused_prompt_is_told_in_its_own_words_until_the_next(page):
     told.first.wait_for()
     [said] = told.locator(".p-toast-detail").all_inner_texts()
     assert said.startswith('positive: there is no trigger in "a cat and a robot".')
+    prompt[0] = "a cat<|subj|>, a robot<|subj|> and a man<|subj|>"
+    page.evaluate(OPEN, workflow)
+    assert told.count() == 1  # the graph is the same
     page.evaluate("() => window.app.queuePrompt(0)")
-    page.wait_for_timeout(TOAST_MILLISECONDS)
+    page.locator(".p-toast-detail", has_text="there are more triggers than subjects").wait_for()
     assert told.count() == 1
-    page.evaluate(OPEN, json.loads(DEMOS[0].read_text()))
+    page.evaluate(OPEN, json.loads(DEMOS[1].read_text()))
     told.first.wait_for(state="detached")
 
 
@@ -143,7 +146,7 @@ def test_what_a_run_ends_with_is_told_in_its_own_words(page):
     told.first.wait_for()
     [said] = told.locator(".p-toast-detail").all_inner_texts()
     assert said.startswith('positive: there is no trigger in "a cat".')
-    page.evaluate(OPEN, json.loads(DEMOS[0].read_text()))
+    page.evaluate(OPEN, json.loads(DEMOS[1].read_text()))
     told.first.wait_for(state="detached")
 
 

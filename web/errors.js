@@ -7,6 +7,7 @@ const MILLISECONDS = 100; // between looks: of a refused prompt there is no even
 const LOOKS = 600;
 
 let shown = [];
+let graph; // the id of the one that the shown messages are of
 let timer;
 
 const message = (type, detail) => ({
@@ -36,6 +37,7 @@ function look() {
 
 function show(added) {
   shown.push(...added);
+  graph = app.graph.id;
   added.forEach((one) => app.extensionManager.toast.add(one));
 }
 
@@ -65,5 +67,7 @@ app.registerExtension({
       if (type.startsWith("MMDiff")) show([message(type, said.trim())]);
     });
   },
-  afterConfigureGraph: clear,
+  afterConfigureGraph() {
+    if (app.graph.id !== graph) clear(); // undoing configures the same one anew
+  },
 });
