@@ -11,7 +11,8 @@ ENDS = (  # either end of a trigger, or one without its bars
     rf"(?i)<\s*\|[\s|]*subj(?:[^<>]{{0,24}}>)?|\|subj(?::\w+)?\|>?|subj{LABEL}\s*\|\s*>|<\s*subj(?:\s*:\s*\w+)?\s*>"
 )
 IN_SIGNS = rf"<[\s|]*([^\W_]\w{{0,19}}){LABEL}[\s|]*>"  # any word between a trigger's signs
-CUT = r"\w{1,20}<(?=[\s,.;)]|\Z)"  # at a bar, as the front end cuts a choice {man<|subj|>|woman}
+# a word cut at a bar, as the front end cuts a choice {man<|subj|>|woman}, but no face: >w< (>o<) ^w< o_<
+CUT = r"(?<![\w^~])(?<!\A>)(?<![^\w|]>)[^\W_](?:\w{0,18}[^\W_])?<(?=[\s,.;)]|\Z)"
 WORDS, NEAR = ("subj", "subject"), 0.75
 # full-width signs and letters are plain ones in Unicode's NFKC; these look like them
 LOOKALIKES = str.maketrans(
@@ -28,8 +29,10 @@ def find_mistyped(prompt: str, right: re.Pattern) -> slice | None:
         shown = [char for char in seen if char != "\\" and not _is_invisible(char)]
         signs += shown
         places += [match.start()] * len(shown)
-    found = _first("".join(signs))
-    return found and slice(places[found.start()], [*places, len(prompt)][found.end()])
+    if found := _first("".join(signs)):
+        return slice(places[found.start()], [*places, len(prompt)][found.end()])
+    cut = re.search(CUT, prompt)  # in its own signs: \u00ab is a closing quote in German
+    return cut and slice(*cut.span())
 
 
 def visible(text: str) -> str:
@@ -40,7 +43,7 @@ def visible(text: str) -> str:
 def _first(text: str) -> re.Match | None:
     alike = (match for match in re.finditer(IN_SIGNS, text) if "|" in match[0] and _is_like_a_trigger(match[1]))
     found = filter(None, (re.search(ENDS, text), next(alike, None)))
-    return min(found, key=re.Match.start, default=None) or re.search(CUT, text)
+    return min(found, key=re.Match.start, default=None)
 
 
 def _is_like_a_trigger(word: str) -> bool:
