@@ -18,28 +18,15 @@ HONEST = [
     *["<3", "a < b, 1 <2", "<lora:subj:1.0>", "H<sub>2</sub>O", "<|endoftext|> <|im_start|> <|system|>", "|> <| x"],
     *["subj: a man | light: soft", "photo | subj: man | style: x", "<subject> and subjective", "a|b|c", "A&T &copy; x"],
     *["\u300a\u7ea2\u697c\u68a6\u300b", "\u00absujet\u00bb", "x -> y <- z", ":< >:<", "<style:1> <1>", "{a|b}"],
-    *[
-        ">_<",
-        ">w<",
-        "(>_<)",
-        "(>w<)",
-        ">uwu<, >3< :>",
-        "^w< o_< <o>_<o> <|>_<|>",
-        "(\uff1e\u03c9\uff1c)",
-        "</3 <:3c ( <_< )",
-    ],
+    *[">_<", ">w<", "(>_<)", "(>w<)", ">uwu<, >3< :>", "^w< o_< <o>_<o> <|>_<|>", "\uff1e\u03c9\uff1c"],
     *[
         "\u00bbHallo\u00ab, sagt sie",
         "il dit\u00ab Bonjour \u00bb",
-        "\u203aja\u2039. \u00bbano\u00ab; \u00bb\u0434\u0430\u00ab)",
+        "\u203aja\u2039. \u00bbano\u00ab;",
+        "\u0645\u00ab\u0633\u00bb",
     ],
-    *["__wildcard__ {2$$a|b}", "<b>bold</b> text<br>", "3 < 5, x<5, a<b<c", "score_9 >_o |_| 1girl", "man&lt; &lt;"],
-    *[
-        "\u300e\u6625\u300f\u300a\u590f\u300b\u3008\u79cb\u3009",
-        "--8<-- <-- <<<",
-        "\u0645\u0631\u062d\u0628\u0627 \u00ab\u0633\u0644\u0627\u0645\u00bb",
-        "[a:b:0.5] (c:1.2) \\(d\\)",
-    ],
+    *["__wildcard__ {2$$a|b}", "<b>bold</b> text<br>", "3 < 5, x<5, a<b<c", "score_9 >_o |_|", "man&lt; &lt;"],
+    *["\u300e\u6625\u300f\u3008\u79cb\u3009", "--8<-- <-- <<<", "[a:b:0.5] (c:1.2) \\(d\\)", "</3 <:3c ( <_< )"],
 ]
 
 
