@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-LOWEST, HIGHEST = -0.5, 16.0  # beyond them a picture is of another scale, as 0..255 and -1..1 are
+BRIGHTEST = 16.0  # beyond it, no photo nor mask is of 0..1, whatever was added
+DIVIDE = "Divide them by that of white, such as 255."
 
 
 def photos_from(images: Tensor, source: str = "images") -> list[Tensor]:
     """IMAGE batch (B, H, W, C) -> B photos (H, W, 3). Grey is repeated, transparent pixels become white.
 
-    source: the input that errors name. Raises ValueError on an empty batch, NaN, another scale than 0..1, or a number
-    of channels that is not a picture's.
+    source: the input that errors name. What is beyond 0..1 is cut off. Raises ValueError on an empty batch,
+    NaN, what surely is of another scale, or a number of channels that is not a picture's.
     """
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
@@ -25,7 +26,7 @@ def photos_from(images: Tensor, source: str = "images") -> list[Tensor]:
                 "decode in half precision."
             )
         check_scale(source, f"photo {number}", photo)
-    images, channels = images.clamp(0, 1), images.shape[-1]
+    images, channels = images.clamp(0, 1).cpu(), images.shape[-1]
     if channels == 1:
         images = images.expand(-1, -1, -1, 3)
     elif channels == 4:
@@ -33,7 +34,7 @@ def photos_from(images: Tensor, source: str = "images") -> list[Tensor]:
         images = images[..., :3] * alpha + (1 - alpha)
     elif channels != 3:
         raise ValueError(f"{source}: photos have {channels} channels, expected grey (1), RGB (3) or RGBA (4).")
-    return list(images.clamp(0, 1).cpu())
+    return list(images)
 
 
 def masks_from(masks: Tensor, photos: list[Tensor]) -> list[Tensor]:
@@ -61,7 +62,8 @@ def masks_from(masks: Tensor, photos: list[Tensor]) -> list[Tensor]:
 
 
 def check_mask(name: str, mask: Tensor) -> Tensor:
-    """MASK (h, w) or (B, h, w) -> (B, h, w) in 0..1 on the CPU. Raises ValueError on NaN, another scale or shape."""
+    """MASK (h, w) or (B, h, w) -> (B, h, w) on the CPU, cut off to 0..1. Raises ValueError on NaN, another scale or
+    shape."""
     mask = mask.float()
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or 0 in mask.shape:
@@ -71,15 +73,21 @@ def check_mask(name: str, mask: Tensor) -> Tensor:
         )
     if not torch.isfinite(mask).all():
         raise ValueError(f"{name}: the mask holds NaN or infinite values. Check the node that made it.")
-    check_scale(name, "the mask", mask)
+    if (highest := float(mask.max())) > BRIGHTEST:
+        raise ValueError(f"{name}: the mask has values up to {highest:g}, where 0 is black and 1 is white. {DIVIDE}")
     return mask.cpu().clamp(0, 1)
 
 
-def check_scale(source: str, what: str, values: Tensor) -> None:
-    """Raises ValueError naming the input unless its values are about 0..1; what is slightly beyond is cut off."""
-    lowest, highest = (float(end) for end in values.aminmax())
-    if lowest < LOWEST or highest > HIGHEST:
-        raise ValueError(
-            f"{source}: {what} has values from {lowest:g} to {highest:g}, where 0 is black and 1 is white. Bring it to "
-            "that scale: of 0 to 255 by dividing, of -1 to 1 by adding 1 and halving."
-        )
+def check_scale(source: str, what: str, photo: Tensor) -> None:
+    """Raises ValueError naming the input where a photo's values are surely those of -1..1, or of 0..255 and the like.
+    Contrast, sharpening and highlights go beyond 0..1 too."""
+    lowest, highest = (float(end) for end in photo.aminmax())
+    if lowest < -0.5 and highest <= 1.05:
+        remedy = "Add 1 to them and halve them."
+    elif lowest >= 0 and highest > BRIGHTEST and photo[photo > 0].median() > 1:
+        remedy = DIVIDE
+    else:
+        return
+    raise ValueError(
+        f"{source}: {what} has values from {lowest:g} to {highest:g}, where 0 is black and 1 is white. {remedy}"
+    )

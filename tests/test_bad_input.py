@@ -152,8 +152,15 @@ def test_portrait_without_face_analysis(tiny, checkpoint):
         (torch.zeros(0, 8, 8, 3), "expected a batch of pictures"),
         (torch.zeros(1, 8, 8, 2), "have 2 channels"),
         (torch.full((1, 8, 8, 3), 1e300, dtype=torch.float64), "photo 1 holds NaN or infinite"),
-        (torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8), "photo 1 has values from .* to 2.*, where 0 is black"),
-        (torch.linspace(-1, 1, 192).reshape(1, 8, 8, 3), "photo 1 has values from -1 to 1,"),
+        (
+            torch.randint(0, 256, (1, 8, 8, 3), dtype=torch.uint8),
+            "photo 1 has values from .* to 2.*white. Divide them by",
+        ),
+        (
+            torch.linspace(0, 65535, 192).reshape(1, 8, 8, 3),
+            "photo 1 has values from 0 to 65535.*white. Divide them by",
+        ),
+        (torch.linspace(-1, 1, 192).reshape(1, 8, 8, 3), "photo 1 has values from -1 to 1,.*white. Add 1 to them and"),
     ],
 )
 def test_images_that_are_no_photos(images, problem):
@@ -166,8 +173,9 @@ def test_photos_of_any_layout_and_precision():
     for given in (plain.half(), plain.double(), plain.bfloat16(), plain.permute(3, 1, 2, 0).permute(3, 1, 2, 0)):
         for found, photo in zip(photos_from(given), given, strict=True):
             assert torch.equal(found, photo.float()) and found.dtype == torch.float32
-    beyond = torch.tensor([-0.1, 0.5, 1.2, 3.0]).reshape(1, 2, 2, 1)
-    assert photos_from(beyond)[0][..., 0].flatten().tolist() == [0, 0.5, 1, 1]
+    for below, above in ((-0.1, 3.0), (-1.0, 2.0), (-20.0, 20.0), (0.1, 40.0), (0.0, 9000.0)):  # contrast, highlights
+        beyond = torch.tensor([below, 0.5, 0.6, above]).reshape(1, 2, 2, 1)
+        assert torch.equal(photos_from(beyond)[0], beyond[0].clamp(0, 1).expand(2, 2, 3))
     assert torch.equal(photos_from(torch.cat([plain, torch.full((2, 6, 4, 1), 2.0)], dim=-1))[0], plain[0])
 
 
@@ -202,8 +210,7 @@ def test_photo_masks_of_any_size_are_resized():
     [
         (torch.full((1, 8, 8), NAN), "holds NaN"),
         (torch.ones(2, 8, 8), "a batch of 2 masks"),
-        (torch.full((8, 8), 255, dtype=torch.uint8), "the mask has values from 255 to 255"),
-        (torch.full((1, 8, 8), -1.0), "the mask has values from -1 to -1"),
+        (torch.full((8, 8), 255, dtype=torch.uint8), "the mask has values up to 255, .* white. Divide them by"),
         (torch.zeros(0, 0), "expected a mask"),
         (torch.ones(1, 60_000), "it has 60000 x 1 px, more than 16384 to a side"),
     ],
@@ -217,6 +224,13 @@ def test_region_masks(mask, problem, subject):
 def test_region_masks_of_any_precision(dtype, subject):
     region = MMDiffSubjectRegion.execute(subject, 1.0, "", 0.0, 1.0, mask=left_half(8, 8).to(dtype)).args[0].region
     assert torch.equal(region, left_half(8, 8))
+
+
+def test_a_mask_of_sums_and_differences_is_cut_off(subject):
+    mask = torch.tensor([[-15.0, -1.0, 0.5, 2.0]])
+    assert MMDiffSubjectRegion.execute(subject, 1.0, "", 0.0, 1.0, mask=mask).args[0].region.tolist() == [
+        [0, 0, 0.5, 1]
+    ]
 
 
 def test_a_region_keeps_its_name_in_one_form(subject):
