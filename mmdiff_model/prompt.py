@@ -159,7 +159,7 @@ def check_length(prompt: str, source: str) -> None:
 def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
     """Subject (index into `names`) of every trigger in order. Unnamed subjects have the name "".
 
-    Raises PromptError as check_triggers does, on an unknown name, and on a number that is also another's name.
+    Raises PromptError as check_triggers does, on an unknown name, and on one that two subjects have.
     """
     check_triggers(prompt, len(names))
     subjects, plain = [], 0
@@ -174,23 +174,14 @@ def trigger_subjects(prompt: str, names: Sequence[str]) -> list[int]:
 
 def _called(prompt: str, match: re.Match, given: Sequence[str]) -> int:
     label, names = composed(match[1].strip()), [composed(name) for name in given]
-    if not label.isdecimal():
-        if label not in names:
-            raise _unknown(prompt, match, given)
-        if names.count(label) > 1:
-            problem = f"two subjects have the name '{label}', in letters that look the same,"
-            raise PromptError(prompt, problem, match.start(), "Give each its own name in MM-Diff Subject Region")
-        return names.index(label)
-    number = _number(label)
-    if label in names and names[number - 1] != label:
-        named = names.index(label) + 1
-        raise PromptError(
-            prompt,
-            f"the trigger <|subj:{label}|> may mean subject {number} or subject {named}, whose name is '{label}'; give "
-            "that one a name that is not a number,",
-            match.start(),
-        )
-    return number - 1
+    if label.isdecimal():  # no name is a number
+        return _number(label) - 1
+    if label not in names:
+        raise _unknown(prompt, match, given)
+    if names.count(label) > 1:
+        problem = f"two subjects have the name '{label}', in letters that look the same,"
+        raise PromptError(prompt, problem, match.start(), "Give each its own name in MM-Diff Subject Region")
+    return names.index(label)
 
 
 def composed(name: str) -> str:
