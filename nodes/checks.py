@@ -46,7 +46,7 @@ def checked(execute: Callable) -> Callable:
 
     @wraps(execute)
     def run(cls, *args, **inputs):
-        check_inputs(cls.define_schema(), inputs)
+        inputs = check_inputs(cls.define_schema(), inputs)
         try:
             return execute(cls, *args, **inputs)
         except Exception as error:
@@ -60,10 +60,12 @@ def checked(execute: Callable) -> Callable:
     return run
 
 
-def check_inputs(schema: io.Schema, inputs: dict[str, object]) -> None:
-    """Raises ValueError naming an input that is not in the schema, or that holds what it does not take. ComfyUI checks
+def check_inputs(schema: io.Schema, inputs: dict[str, object]) -> dict[str, object]:
+    """The inputs, whole numbers and truths as such: a link of any type may bring 5.0 and 1 for them.
+
+    Raises ValueError naming an input that is not in the schema, or that holds what it does not take. ComfyUI checks
     what is written in a widget alone, not what a link brings, nor what a prompt has in a link's place."""
-    known = {given.id: given for given in schema.inputs}
+    known, taken = {given.id: given for given in schema.inputs}, dict(inputs)
     for name, value in inputs.items():
         if name not in known:
             raise ValueError(f"{name}: this node has no such input. Leave it out; it has {names_of(schema) or 'none'}.")
@@ -75,7 +77,8 @@ def check_inputs(schema: io.Schema, inputs: dict[str, object]) -> None:
                 if one is not None:
                     check_input(f"{name}.{slot}", given.template.input, one)
         elif value is not None or not given.optional:
-            check_input(name, given, value)
+            taken[name] = check_input(name, given, value)
+    return taken
 
 
 def names_of(schema: io.Schema) -> str:
@@ -88,20 +91,24 @@ def names_of(schema: io.Schema) -> str:
     return ", ".join(lists.get(given.id, given.id) for given in schema.inputs)
 
 
-def check_input(name: str, given: io.Input, value: object) -> None:
-    """Raises ValueError naming the input unless it takes the value: a number within its limits, true or false, a text,
-    a choice of its own, or what its socket is for."""
+def check_input(name: str, given: io.Input, value: object) -> object:
+    """The value as the input takes it. Raises ValueError naming the input unless it does: a number within its limits,
+    true or false, a text, a choice of its own, or what its socket is for."""
     if isinstance(given, io.Int.Input | io.Float.Input):
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError(f"{name}: got {kind_of(value)} in place of a number. Give a number.")
-        if isinstance(given, io.Int.Input) and not isinstance(value, int):
-            raise ValueError(f"{name}: got {value} in place of a whole number. Give a whole number.")
+        if isinstance(given, io.Int.Input):
+            if not isinstance(value, int) and not value.is_integer():
+                raise ValueError(f"{name}: got {value} in place of a whole number. Give a whole number.")
+            value = int(value)
         low = -math.inf if given.min is None else given.min
         high = math.inf if given.max is None else given.max
         if not low <= value <= high:
             raise ValueError(f"{name}: {value} is not within {low} to {high}. Give a number that is.")
-    elif isinstance(given, io.Boolean.Input) and not isinstance(value, bool):
-        raise ValueError(f"{name}: got {kind_of(value)} in place of true or false. Give one of them.")
+    elif isinstance(given, io.Boolean.Input):
+        if not isinstance(value, int | float) or value not in (0, 1):
+            raise ValueError(f"{name}: got {kind_of(value)} in place of true or false. Give one of them.")
+        value = bool(value)
     elif isinstance(given, io.String.Input) and not isinstance(value, str):
         raise ValueError(f"{name}: got {kind_of(value)} in place of a text. Write or link a text.")
     elif isinstance(given, io.Combo.Input):
@@ -113,6 +120,7 @@ def check_input(name: str, given: io.Input, value: object) -> None:
             raise ValueError(
                 f"{name}: got {kind_of(value)} in place of a link of type {kind}. Connect a node's output."
             )
+    return value
 
 
 def kind_of(value: object) -> str:

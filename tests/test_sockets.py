@@ -92,18 +92,29 @@ def test_no_number_of_any_node_takes_another_thing(value):
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), -float("inf"), 10**400, -(10**400), -1, 2**64, 0.5, True]
+    "value", [float("nan"), float("inf"), -float("inf"), 10**400, -(10**400), -1, 2**64, 0.5, True, 0, 1, 8.0]
 )
 def test_every_number_of_any_node_has_limits(value):
     for node, given in NUMBERS:
         whole, truth = isinstance(given, io.Int.Input), isinstance(given, io.Boolean.Input)
-        takes = isinstance(value, bool) if truth else not isinstance(value, bool) and given.min <= value <= given.max
-        if takes and (not whole or isinstance(value, int)):
-            check_inputs(node.define_schema(), {given.id: value})
+        takes = value in (0, 1) if truth else not isinstance(value, bool) and given.min <= value <= given.max
+        if takes and (not whole or value == int(value)):
+            taken = check_inputs(node.define_schema(), {given.id: value})[given.id]
+            assert taken == value and isinstance(taken, bool if truth else int if whole else int | float)
         else:
             with pytest.raises(ValueError, match=f"^{given.id}: "):
                 check_inputs(node.define_schema(), {given.id: value})
     assert len(NUMBERS) > 20
+
+
+def test_a_link_of_any_type_may_bring_whole_numbers_and_truths_as_others(inputs):
+    """As switches and calculators of other packs do."""
+    plain = MMDiffApply.execute(**inputs | {"start_merge_step": 5, "enabled": False}).args
+    taken = MMDiffApply.execute(**inputs | {"start_merge_step": 5.0, "enabled": 0}).args
+    assert taken[0] is plain[0]
+    MMDiffApply.execute(**inputs | {"start_merge_step": 5.0, "enabled": 1})
+    with pytest.raises(ValueError, match="^start_merge_step: got 0.5 in place of a whole number"):
+        MMDiffApply.execute(**inputs | {"start_merge_step": 0.5})
 
 
 def test_a_subject_where_a_checkpoint_belongs(inputs, anna, checkpoint):
