@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
+from ..mmdiff_model.prompt import composed
+
 LONGEST_NAME = 200  # bytes: endings and a hidden folder's name still fit into the 255 that file systems allow
 SIGNS = " .-_()',&+"
 PLAIN = (
@@ -78,9 +80,9 @@ def find(folder: str, name: str, source: str) -> Path:
 def twins_of(path: Path) -> list[str]:
     """Other names in a path's folder that some systems take for the same: in other capitals, or with accents that are
     composed in another way."""
-    same = unicodedata.normalize("NFC", path.name).casefold()
+    same = composed(path.name).casefold()
     names = os.listdir(path.parent) if path.parent.is_dir() else []
-    return [name for name in names if name != path.name and unicodedata.normalize("NFC", name).casefold() == same]
+    return [name for name in names if name != path.name and composed(name).casefold() == same]
 
 
 def state_of(folder: str, name: str | None, source: str) -> str:
@@ -109,8 +111,9 @@ def file_name(filename: str) -> str:
 
 
 def new_file(folder: str, filename: str, overwrite: bool | None = None) -> Path:
-    """Path of a .safetensors to write in a registered folder. Raises ValueError on a bad name, FileExistsError also on
-    one that some systems take for another's that is there, NotADirectoryError.
+    """Path of a .safetensors to write in a registered folder: that of the file which this system takes the name for,
+    or whose name looks the same. Raises ValueError on a bad name, FileExistsError also on one that other systems take
+    for another's that is there, NotADirectoryError.
 
     overwrite: None for a node without that switch.
     """
@@ -118,9 +121,12 @@ def new_file(folder: str, filename: str, overwrite: bool | None = None) -> Path:
     path = root / file_name(filename)
     if os.path.lexists(root) and not root.is_dir():
         raise NotADirectoryError(f"filename: {root} should be a folder, and is none. Move away what is there.")
+    twins = [] if path.name in (os.listdir(root) if root.is_dir() else ()) else twins_of(path)
+    if len(twins) == 1 and (os.path.lexists(path) or composed(twins[0]) == composed(path.name)):
+        path = root / twins.pop()
     if path.is_dir():
         raise FileExistsError(f"filename: '{path.name}' is a folder in {root}. Choose another name.")
-    if path.name not in (os.listdir(root) if root.is_dir() else ()) and (twins := twins_of(path)):
+    if twins:
         raise FileExistsError(
             f"filename: '{path.name}' is the same name as '{shown(twins[0])}' on some systems, and that is already in "
             f"{root}. Choose another name, or write it in the same letters."
