@@ -41,7 +41,8 @@ def _digest(key: str, tensor: Tensor, dtype: torch.dtype) -> bytes:
     digest = hashlib.sha256(f"{key} {list(tensor.shape)} ".encode())
     short = tensor.to("cpu", dtype).contiguous()
     digest.update(short.view(torch.int16).numpy().data)
-    low, high = short.aminmax()
-    if low.isinf() or high.isinf():
-        digest.update(tensor.cpu()[short.isinf()].float().numpy().data)
+    if not tensor.is_floating_point() or torch.finfo(tensor.dtype).max > torch.finfo(dtype).max:
+        low, high = short.aminmax()
+        if low.isinf() or high.isinf():
+            digest.update(tensor.cpu()[short.isinf()].float().numpy().data)
     return digest.digest()

@@ -152,8 +152,11 @@ def test_a_number_beyond_what_models_compute_with(changed, value, dtype):
 def test_the_digest_sees_beyond_half_precision():
     """Within its range digests stay what they were, for subjects carry them."""
     assert whole_fingerprint({"a": torch.tensor([0.1, 65504.0])}) == "f8e1ac03fabcf9ee"
-    beyond = {whole_fingerprint({"a": torch.tensor([0.1, value])}) for value in (1e5, 3e5, -3e5)}
-    assert len(beyond) == 3
+    assert whole_fingerprint({"a": torch.tensor([0.1, 65504.0]).half()}) == "f8e1ac03fabcf9ee"
+    assert whole_fingerprint({"a": torch.tensor([1, 5])}) == whole_fingerprint({"a": torch.tensor([1.0, 5.0])})
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        beyond = {whole_fingerprint({"a": torch.tensor([0.1, value], dtype=dtype)}) for value in (1e5, 3e5, -3e5)}
+        assert len(beyond) == 3
 
 
 def test_one_official_file_in_place_of_the_folder(changed):
