@@ -1,5 +1,5 @@
 """Reading checkpoint files: the official folder of three, or one .safetensors. What comes of it are dense tensors of
-finite numbers under their readable names, or a CheckpointError."""
+numbers that models can compute with, under their readable names, or a CheckpointError."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ OFFICIAL_GROUPS = {
 DIRECTORY = 0x10  # MS-DOS's attribute in a zip archive
 FORMAT_VERSION = "2"
 OLD_VERSIONS = ("1",)
-LARGEST = torch.finfo(torch.float16).max  # most models compute with no larger numbers
+LARGEST_WEIGHT = torch.finfo(torch.float16).max  # most models compute with no larger numbers
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REMEDY = "Get the checkpoint again, and keep its three official files together in one folder of models/mmdiff"
 NO_FILE = "Move it away and put the checkpoint's file of that name in its place"
@@ -160,8 +160,10 @@ def _check_tensors(tensors: dict[Any, Any], file: str) -> None:
         low, high = (value.item() for value in tensor.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CheckpointError(f"'{file}': {_shown(key)} holds NaN or infinite values")
-        if max(-low, high) > LARGEST:
-            raise CheckpointError(f"'{file}': {_shown(key)} holds numbers beyond {LARGEST:g}, which would paint black")
+        if max(-low, high) > LARGEST_WEIGHT:
+            raise CheckpointError(
+                f"'{file}': {_shown(key)} holds numbers beyond {LARGEST_WEIGHT:g}, which would paint black"
+            )
 
 
 def _shown(name: Any) -> str:

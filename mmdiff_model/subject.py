@@ -20,7 +20,7 @@ WHITE, BLACK = 1.0, 0.0
 THUMBNAIL = 128
 FAR = 0.2
 # in CLS and tokens: far beyond what layer norms give; not far beyond it half precision ends, and paints black
-LARGEST = 1e4
+LARGEST_IDENTITY = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def identify(subject: Subject) -> tuple[str, str, str, str]:
 
 def is_plausible(identity: Tensor) -> bool:
     """Whether CLS or tokens hold numbers that a model can paint with; NaN is none."""
-    return bool((identity.abs() <= LARGEST).all())
+    return bool((identity.abs() <= LARGEST_IDENTITY).all())
 
 
 def find_outliers(identity: Tensor) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .adapter import PORTRAIT, SUBJECT
 from .checkpoint import write_safetensors
 from .prompt import NAME
-from .subject import LARGEST, THUMBNAIL, Subject, is_plausible
+from .subject import LARGEST_IDENTITY, THUMBNAIL, Subject, is_plausible
 
 FORMAT, FORMAT_VERSION = "mmdiff_subject", 1
 HEADER = ("variant", "space", "name", "strength", "start_percent", "end_percent", "scores", "outliers")
@@ -153,7 +153,7 @@ def check_tensors(tensors: dict[str, Tensor]) -> None:
         if not tensor.isfinite().all():
             raise ValueError(f"its {key} holds NaN or infinite values")
         if key != "region" and not is_plausible(tensor):
-            raise ValueError(f"its {key} holds numbers beyond {LARGEST:g}")
+            raise ValueError(f"its {key} holds numbers beyond {LARGEST_IDENTITY:g}")
     if unknown := sorted(tensors.keys() - set(TENSORS)):
         raise ValueError(f"it holds an unknown tensor '{unknown[0][:60]}'")
     if "region" in tensors and not (tensors["region"].min() >= 0 and tensors["region"].max() <= 1):

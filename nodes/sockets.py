@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..mmdiff_model.checkpoint import Checkpoint, same_space
-from ..mmdiff_model.subject import LARGEST, Subject, is_plausible
+from ..mmdiff_model.subject import LARGEST_IDENTITY, Subject, is_plausible
 
 MMDiff = io.Custom("MMDIFF")
 MMDiffSubject = io.Custom("MMDIFF_SUBJECT")
@@ -65,8 +65,9 @@ def connected_subjects(
             )
         if not (is_plausible(subject.cls) and is_plausible(subject.tokens)):
             raise ValueError(
-                f"subjects.{name}: this subject holds numbers that are not finite or beyond {LARGEST:g}, and would "
-                "paint black. It or the checkpoint is damaged: get the checkpoint again, and encode its photos anew."
+                f"subjects.{name}: this subject holds numbers that are not finite or beyond {LARGEST_IDENTITY:g}, and "
+                "would paint black. It or the checkpoint is damaged: get the checkpoint again, and encode its photos "
+                "anew."
             )
         if subject.name and subject.name in seen and not may_share_names:
             raise ValueError(
