@@ -12,7 +12,7 @@ ENDS = (  # either end of a trigger, or one without its bars
 )
 IN_SIGNS = rf"<[\s|]*([^\W_]\w{{0,19}}){LABEL}[\s|]*>"  # any word between a trigger's signs
 # a word cut at a bar, as the front end cuts a choice {man<|subj|>|woman}, but no face: >w< (>o<) ^w< o_<
-CUT = r"(?<![\w^~])(?<!\A>)(?<![^\w|]>)[^\W_](?:\w{0,18}[^\W_])?<(?=[\s,.;)]|\Z)"
+CUT = r"(?<![\w^~])(?<!\A>)(?<![^\w|]>)(?:_*[^\W_]\w*[^\W_]_*|[^\W_])<(?=[\s,.;)]|\Z)"
 WORDS, NEAR = ("subj", "subject"), 0.75
 # full-width signs and letters are plain ones in Unicode's NFKC; these look like them
 LOOKALIKES = str.maketrans(

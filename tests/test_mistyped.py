@@ -46,7 +46,7 @@ def test_what_the_front_end_leaves_of_a_trigger_in_a_choice():
     for cut in ("a boy<", "a boy< and a dog<|subj|>", "a boy<, a dog<|subj|>"):
         with pytest.raises(PromptError, match='after "a ": "boy<".*behind a choice, not inside: {boy.girl}<.subj.>'):
             check_triggers(cut, 1)
-    for cut in ("<lora:x:1>boy<", "<|subj|>boy< ", "\u4e00\u4e2a\u7537\u5b69<"):
+    for cut in ("<lora:x:1>boy<", "<|subj|>boy< ", "{__pet__<", "a " + "\u7537\u5b69" * 20 + "<"):
         assert find_mistyped(cut, TRIGGER)
 
 
@@ -57,7 +57,7 @@ def test_an_honest_text_is_no_mistyped_trigger(honest):
 
 
 def test_a_text_of_signs_takes_no_longer_than_others():
-    signs = ["<", "<|", "< ", "|", "&", "&lt;", "subj:", "<|a", "<a:", "<subj:a", "<| ", " |", "subj ", "e\u0301"]
+    signs = ["<", "<|", "< ", "|", "&", "&lt;", "subj:", "<|a", "<a:", "<subj:a", "<| ", " |", "subj ", "e\u0301", "_"]
     for sign, before in ((sign, before) for sign in signs for before in ("", "<", "<|", "<a")):
         text, start = before + sign * ((MOST_LETTERS - 10) // len(sign)), time.process_time()
         find_mistyped(text, TRIGGER)
