@@ -40,13 +40,16 @@ def read(file: Path | BinaryIO, form: Callable[[Image.Image], Image.Image] | Non
 
 def unknown_kind(file: Path | BinaryIO) -> str | None:
     """What phones write and this Pillow has no reader for, by the first bytes of a file."""
-    if not isinstance(file, Path) or not file.is_file():
+    if not isinstance(file, Path):
         return None
-    with file.open("rb") as opened:
-        head = opened.read(12)
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(12)
+    except OSError:
+        return None
     if head[4:8] != b"ftyp":
         return None
-    if head[8:] in HEIC:
+    if head[8:] in HEIC and "HEIF" not in Image.OPEN:  # as plug-ins name it
         return "HEIC"
     return "AVIF" if head[8:] in AVIF and not features.check("avif") else None
 

@@ -22,7 +22,7 @@ from mmdiff_model.annotation.captioner import Captioner
 from mmdiff_model.annotation.detector import Detector
 from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, MODELS, SEGMENTER, find_models
 from mmdiff_model.annotation.journal import WRITTEN, Journal
-from mmdiff_model.annotation.pictures import list_pictures, read_caption, read_picture, record_name
+from mmdiff_model.annotation.pictures import content, list_pictures, read_caption, read_picture, record_name
 from mmdiff_model.annotation.segmenter import Segmenter
 from mmdiff_model.annotation.share import lock_share
 from mmdiff_model.annotation.sheet import draw_sheet
@@ -403,6 +403,7 @@ def test_folders_behind_links_are_listed_once(tmp_path):
         (folder / "a.jpg").touch()
     for name, target in {"anna": elsewhere, "b/all": photos, "c": photos / "b", "loop": photos / "loop"}.items():
         (photos / name).symlink_to(target)
+    (photos / "a link").symlink_to(photos / "b")  # before its target in the order of names
     assert [file.as_posix() for file in list_pictures(photos, tmp_path / "out")] == ["anna/a.jpg", "b/a.jpg"]
 
 
@@ -412,8 +413,8 @@ def test_what_an_annotation_has_written_is_no_photo(tmp_path):
     FolderWriter(photos / "by a node").write(record)
     FolderWriter(photos / "data" / "deep").write(record)
     (photos / "data" / "deep" / "scene_0.npy").unlink()
-    (photos / "data" / "annotation_0.csv").touch()
-    (photos / "annotation_of_coco.csv").touch()
+    Journal(photos / "data", "aa")
+    (photos / "annotation_1.csv").write_text("file,label\na.jpg,dog\n")  # another tool's
     for name in ("a.jpg", "with json.jpg", "contact_sheet.jpg"):
         PICTURES[0].save(photos / name)
     (photos / "with json.json").write_text("{}")
@@ -447,6 +448,26 @@ def test_a_phones_format_without_a_reader_is_named(tmp_path, head, reason):
         read_picture(tmp_path / "IMG_0001.HEIC", 64)
 
 
+def test_a_broken_heic_is_not_called_unknown_where_a_plug_in_reads_heic(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0")
+    monkeypatch.setitem(Image.OPEN, "HEIF", Image.OPEN["PNG"])
+    with pytest.raises(Rejected, match="^unreadable picture$"):
+        read_picture(tmp_path / "a.heic", 64)
+
+
+def test_a_file_that_cannot_be_opened_is_an_unreadable_picture(tmp_path, monkeypatch):
+    """A file without the right to read it, or on a bad disk."""
+    PICTURES[0].save(tmp_path / "a.png")
+
+    def refuse(*_, **__):
+        raise PermissionError("no right to read it")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(Rejected, match="^unreadable picture$"):
+        read_picture(tmp_path / "a.png", 64)
+
+
 def test_a_picture_beyond_pillows_limit_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
     Image.new("1", (2000, 2000)).save(tmp_path / "a.png")
@@ -469,6 +490,24 @@ def test_captions_beside_pictures(tmp_path):
     (tmp_path / "dog.txt").write_bytes("a dog".encode("utf-16"))  # as Windows has saved it for long
     with pytest.raises(Rejected, match="^unreadable caption: save its .txt as UTF-8"):
         read_caption(tmp_path / "dog.jpg")
+
+
+def test_what_is_in_a_caption_counts_not_how_it_is_saved(tmp_path, monkeypatch):
+    picture, caption = tmp_path / "dog.jpg", tmp_path / "dog.txt"
+    picture.write_bytes(b"a picture")
+    bare = content(picture)
+    for empty in (b"", b"\xef\xbb\xbf\r\n"):
+        caption.write_bytes(empty)
+        assert content(picture) == bare
+    found = set()
+    for same in (b"a dog\n", b"a dog\r\n", b"\xef\xbb\xbfa dog"):
+        caption.write_bytes(same)
+        found.add(content(picture))
+    caption.write_bytes("a dog".encode("utf-16"))
+    assert len(found) == 1 and len({*found, bare, content(picture), ""}) == 4
+    caption.unlink()
+    caption.mkdir()  # cannot be read
+    assert content(picture) == ""
 
 
 @pytest.mark.parametrize("cut", [0, 100, 512, 5000, -1, -600])

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -16,6 +17,7 @@ UNREADABLE, SMALL = "unreadable picture", f"picture of less than {SMALLEST} pixe
 UNREADABLE_CAPTION = "unreadable caption"
 RETRIED = UNREADABLE, SMALL, UNREADABLE_CAPTION  # how these outcomes begin
 SHEET, JOURNALS = "contact_sheet.jpg", re.compile(r"annotation_\d+\.csv")
+JOURNAL_HEAD = b"picture,settings,outcome,words,caption"  # of every version
 
 
 def list_pictures(folder: Path, output: Path, say: Callable[[str], None] = print) -> list[Path]:
@@ -37,7 +39,7 @@ def list_pictures(folder: Path, output: Path, say: Callable[[str], None] = print
         for file in below
         if file.suffix.lower() in ENDINGS and file.is_file() and written not in file.resolve().parents
     ]
-    outputs = {file.parent for file in below if JOURNALS.fullmatch(file.name)}
+    outputs = {file.parent for file in below if is_journal(file)}
     earlier = {file for file in files if outputs.intersection(file.parents) or is_written(file)}
     if earlier:
         places = ", ".join(sorted({str(file.parent) for file in earlier})[:4])
@@ -51,15 +53,27 @@ def list_pictures(folder: Path, output: Path, say: Callable[[str], None] = print
 
 def files_below(folder: Path, say: Callable[[str], None]) -> Iterator[Path]:
     """Every file that is not hidden, behind links too, each folder once; `say` tells which folders cannot be read."""
-    known = set()
-    for place, folders, names in os.walk(folder, onerror=lambda error: say(f"left out: {error}"), followlinks=True):
-        here = Path(place).relative_to(folder)
-        if is_hidden(here) or (real := os.path.realpath(place)) in known:
-            folders.clear()
-            continue
-        known.add(real)
-        folders.sort()
-        yield from (folder / here / name for name in names if not is_hidden(Path(name)))
+    known, starts = set(), [folder]
+    while starts:
+        links = []
+        for place, folders, names in os.walk(starts.pop(0), onerror=lambda error: say(f"left out: {error}")):
+            here = Path(place).relative_to(folder)
+            if is_hidden(here) or (real := os.path.realpath(place)) in known:
+                folders.clear()
+                continue
+            known.add(real)
+            folders.sort()
+            links += [folder / here / name for name in folders if os.path.islink(folder / here / name)]
+            yield from (folder / here / name for name in names if not is_hidden(Path(name)))
+        starts += links  # after every real folder, which keeps its own name
+
+
+def is_journal(file: Path) -> bool:
+    """Whether a file is the table that an annotation keeps in its output folder."""
+    if JOURNALS.fullmatch(file.name):
+        with suppress(OSError), file.open("rb") as opened:
+            return opened.read(len(JOURNAL_HEAD)) == JOURNAL_HEAD
+    return False
 
 
 def is_written(file: Path) -> bool:
@@ -100,12 +114,17 @@ def stamp(path: Path) -> str:
 
 
 def content(path: Path) -> str:
-    """16 hex digits of what is in a picture's and its caption's files; none where they cannot be read."""
+    """16 hex digits of what is in a picture's file and of its caption; none where they cannot be read."""
     try:
-        found = [file.read_bytes() for file in (path, path.with_suffix(".txt")) if file.is_file()]
+        picture = path.read_bytes()
+        caption = read_caption(path) or ""
     except OSError:
         return ""
-    return hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in found)).hexdigest()[:16]
+    except Rejected as error:
+        if isinstance(error.__cause__, OSError):
+            return ""
+        caption = error.reason
+    return hashlib.sha256(hashlib.sha256(picture).digest() + caption.encode()).hexdigest()[:16]
 
 
 def read_caption(path: Path) -> str | None:
