@@ -253,7 +253,9 @@ def test_a_server_paints_what_is_missing(server, portrait, tmp_path):
 def test_a_mask_that_is_painted_over_is_another_plan(server, tmp_path):
     client, mask = Client(server.url), tmp_path / "left [half].png"
     loader = {"class_type": "LoadImageMask", "inputs": {"image": "plans/left [half].png [input]"}}
-    workflow = Workflow({**ONE, "10": loader}, "6", (("1",),))
+    shown = {"class_type": "MaskPreview", "inputs": {"mask": ["10", 0]}}
+    unused = {"class_type": "LoadImageMask", "inputs": {"image": "gone.png"}}
+    workflow = Workflow({**ONE, "10": loader, "11": shown, "12": unused}, "6", (("1",),))
 
     def paint(left: int) -> None:
         picture = Image.new("L", (8, 8))
@@ -269,6 +271,9 @@ def test_a_mask_that_is_painted_over_is_another_plan(server, tmp_path):
         ValueError, match=r"painted with another plans/left \[half\].png \[input\] in ComfyUI's folder. Choose"
     ):
         paint(5)
+    shown["inputs"]["mask"] = ["12", 0]
+    with pytest.raises(ValueError, match=r"^workflow: it loads 'gone.png', which is not in ComfyUI's input folder"):
+        paint_all(tmp_path / "other", [], workflow, {}, client, print)
 
 
 @pytest.mark.live

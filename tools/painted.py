@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import urllib.error
 from pathlib import Path
+from typing import Any
 
-from comfy_client import Client, Prompt
+from comfy_client import Client, Prompt, ServerError
 from mmdiff_model.files import write_whole
 
 PLAN_FILE = "plan.json"
@@ -22,15 +24,41 @@ def digest(content: bytes) -> str:
 def own_files(prompt: Prompt, filled: set[str], client: Client) -> dict[str, str]:
     """The pictures that a workflow loads itself, such as a region's mask: the digest of each, by its name.
 
-    filled: the nodes that get the subjects' photos. Raises ServerError.
+    filled: the nodes that get the subjects' photos. Raises ServerError, ValueError where a picture is not there.
     """
-    loaders = [node for number, node in prompt.items() if node.get("class_type") in FILES and number not in filled]
-    found = {}
-    for name in {node["inputs"].get("image") for node in loaders}:
-        if isinstance(name, str):
-            place, file, kind = re.fullmatch(LOADED, name).groups()
-            found[name] = digest(client.view({"filename": file, "subfolder": place or "", "type": kind or "input"}))
-    return found
+    loaders = {number for number, node in prompt.items() if node.get("class_type") in FILES and number not in filled}
+    names = {prompt[number]["inputs"].get("image") for number in loaders and loaders & needed(prompt, client)}
+    return {name: digest(loaded(name, client)) for name in names if isinstance(name, str)}
+
+
+def needed(prompt: Prompt, client: Client) -> set[str]:
+    """The nodes that ComfyUI runs: its outputs, and what they depend on. Raises ServerError."""
+    nodes, seen = client.object_info(), set()
+    left = [number for number, node in prompt.items() if nodes.get(node["class_type"], {}).get("output_node")]
+    while left:
+        if (number := left.pop()) not in seen and number in prompt:
+            seen.add(number)
+            left += [value[0] for value in prompt[number]["inputs"].values() if is_link(value)]
+    return seen
+
+
+def is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def loaded(name: str, client: Client) -> bytes:
+    """A picture as a Load Image names it. Raises ServerError, ValueError."""
+    place, file, kind = re.fullmatch(LOADED, name).groups()
+    kind = kind or "input"
+    try:
+        return client.view({"filename": file, "subfolder": place or "", "type": kind})
+    except ServerError as error:
+        if isinstance(error.__cause__, urllib.error.HTTPError) and error.__cause__.code == 404:
+            raise ValueError(
+                f"workflow: it loads '{name}', which is not in ComfyUI's {kind} folder. Put it there, or choose "
+                "another picture in the workflow."
+            ) from error
+        raise
 
 
 def check_plan(folder: Path, prompt: Prompt, photos: dict[str, Path], files: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from comfy_client import Client, Prompt, PromptError, ServerError
 from mmdiff_model.evaluation.cases import BETWEEN
 from mmdiff_model.files import write_whole
-from painted import FILES, check_plan, digest, own_files
+from painted import FILES, check_plan, digest, is_link, own_files
 from workflow_api import to_api
 
 TRIGGER = "<|subj|>"
@@ -199,10 +199,6 @@ def above(prompt: Prompt, number: str) -> list[str]:
     return list(seen)
 
 
-def is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-
-
 def paint_all(
     folder: Path,
     works: Sequence[Work],
@@ -213,7 +209,8 @@ def paint_all(
 ) -> None:
     """Paints what the folder lacks, from the first photo of each subject. A picture's prompt lies beside it.
 
-    Raises ValueError: another plan has painted here, another number of subjects, or seeds that change nothing.
+    Raises ValueError: another plan has painted here, another number of subjects, a picture of the workflow that is
+    not there, or seeds that change nothing.
     ServerError, OSError: the same call goes on.
     """
     for work in works:
