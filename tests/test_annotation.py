@@ -20,9 +20,10 @@ from mmdiff_model.annotation import writers
 from mmdiff_model.annotation.annotator import Annotator
 from mmdiff_model.annotation.captioner import Captioner
 from mmdiff_model.annotation.detector import Detector
+from mmdiff_model.annotation.earlier import changed
 from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, MODELS, SEGMENTER, find_models
 from mmdiff_model.annotation.journal import WRITTEN, Journal
-from mmdiff_model.annotation.pictures import content, list_pictures, read_caption, read_picture, record_name
+from mmdiff_model.annotation.pictures import content, list_pictures, read_caption, read_picture, record_name, stamp
 from mmdiff_model.annotation.segmenter import Segmenter
 from mmdiff_model.annotation.share import lock_share
 from mmdiff_model.annotation.sheet import draw_sheet
@@ -661,9 +662,11 @@ def test_pictures_that_have_a_record_by_now_were_not_passed_over(tmp_path):
     journal = Journal(tmp_path, "aa", 0)
     journal.add("a b.jpg", WRITTEN, "dog")
     journal.add("c.jpg", "no box, or none")
-    assert journal.passed_over(set()) == {"c.jpg": "no box, or none"}, "its own journal is the later one"
-    other = Journal(tmp_path, "aa", 2)
-    assert other.passed_over({record_name(Path("a b.jpg"))}) == {"c.jpg": "unreadable picture"}
+    assert journal.passed_over(set()) == {"c.jpg": "no box, or none"}, "the later run's"
+    other = Journal(tmp_path, "aa", 1)
+    assert other.passed_over({record_name(Path("a b.jpg"))}) == {"c.jpg": "no box, or none"}
+    other.add("c.jpg", "no mask")
+    assert journal.passed_over(set()) == {"c.jpg": "no mask"}
 
 
 def test_the_journal_forgets_the_line_that_was_cut_off(tmp_path):
@@ -685,10 +688,75 @@ def test_an_older_versions_journal_has_no_stamps(tmp_path):
     (tmp_path / "annotation_0.csv").write_text("picture,settings,outcome,words,caption\na.jpg,aa,written,dog,a dog\n")
     journal = Journal(tmp_path, "aa")
     journal.add("b.jpg", WRITTEN, "dog", "a dog", ("5-6", "cc"))
-    assert Journal(tmp_path, "aa").seen() == {"a.jpg": ("", ""), "b.jpg": ("5-6", "cc")}
+    assert [row["stamp"] for row in Journal(tmp_path, "aa").last().values()] == ["", "5-6"]
     assert journal.path.read_text().startswith(
-        "picture,settings,outcome,words,caption,stamp,content\na.jpg,aa,written,dog,a dog\n"
+        "picture,settings,outcome,words,caption,stamp,content,run,folder\na.jpg,aa,written,dog,a dog\n"
     )
+
+
+@pytest.fixture
+def noted(tmp_path):
+    """Two pictures that have a record, one that was passed over, and what a start of annotation finds of a folder."""
+    folder, done = tmp_path / "photos", {record_name(Path(name)) for name in ("a.jpg", "b.jpg")}
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.jpg").write_bytes(name.encode())
+
+    def start(folder: Path = folder) -> tuple[set[str], Journal]:
+        journal = Journal(tmp_path / "out", "aa", 0, str(folder))
+        files = sorted(file.relative_to(folder) for file in folder.glob("*.jpg"))
+        return {file.name for file in changed(folder, files, journal, done)}, journal
+
+    _, journal = start()
+    journal.add("c.jpg", "no box, or none", seen=(stamp(folder / "c.jpg"), content(folder / "c.jpg")))
+    return folder, start
+
+
+def test_a_record_without_a_row_is_compared_from_then_on(noted):
+    """As an older journal, or one that was deleted, leaves it."""
+    folder, start = noted
+    assert start()[0] == set()
+    (folder / "a.jpg").write_bytes(b"another")
+    assert start()[0] == {"a.jpg"}
+
+
+def test_a_picture_that_was_only_touched_is_read_once(noted, monkeypatch):
+    folder, start = noted
+    for name in "abc":
+        os.utime(folder / f"{name}.jpg", (1, 1))
+    assert start()[0] == set()
+    assert start()[1].passed_over(()) == {"c.jpg": "no box, or none"}
+    monkeypatch.setattr("mmdiff_model.annotation.earlier.content", lambda _: pytest.fail("it was read again"))
+    start()
+
+
+def test_a_picture_that_cannot_be_read_has_not_changed(noted):
+    folder, start = noted
+    (folder / "a.txt").mkdir()
+    os.utime(folder / "a.jpg", (1, 1))
+    assert start()[0] == set()
+
+
+def test_another_folders_pictures_do_not_replace_records(noted, tmp_path):
+    """Found by a second folder with names such as IMG_0001.jpg: it took the records of the first away."""
+    folder, start = noted
+    other = tmp_path / "more"
+    other.mkdir()
+    for name in ("c.jpg", "d.jpg"):
+        (other / name).write_bytes(b"other")
+    found, journal = start(other)
+    assert found == set() and journal.passed_over(()) == {}, "c.jpg is another picture than the one passed over"
+    (other / "b.jpg").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"^output: 1 of its records .*more: that of b.jpg is of .*photos. Choose ano"):
+        start(other)
+
+
+def test_a_folder_that_was_moved_keeps_its_records(noted, tmp_path):
+    folder, start = noted
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert start(moved)[0] == set()
+    (moved / "a.jpg").write_bytes(b"another")
+    assert start(moved)[0] == {"a.jpg"}
 
 
 def test_a_start_empties_no_journal(tmp_path, monkeypatch):

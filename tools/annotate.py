@@ -68,6 +68,7 @@ def main() -> int:
 def annotate(options: argparse.Namespace) -> int:
     """Annotates this process's share. Raises ValueError, OSError."""
     from mmdiff_model.annotation.annotator import Annotator
+    from mmdiff_model.annotation.earlier import changed
     from mmdiff_model.annotation.journal import Journal
     from mmdiff_model.annotation.pictures import RETRIED, SHEET, list_pictures, record_name
     from mmdiff_model.annotation.share import Share, lock_share
@@ -83,10 +84,10 @@ def annotate(options: argparse.Namespace) -> int:
     writer = FolderWriter(options.output)
     if options.shards:
         writer = ShardWriter(options.output, options.shards, rank, ranks)
-    journal = Journal(options.output, settings_of(options, words, places), rank)
+    journal = Journal(options.output, settings_of(options, words, places), rank, str(options.pictures.resolve()))
     done = names_in(options.output)
     passed = {file for file, reason in journal.passed_over(done).items() if not reason.startswith(RETRIED)}
-    again = changed(options, files[rank::ranks], journal.seen(), done)
+    again = without_shards(options.output, changed(options.pictures, files[rank::ranks], journal, done), done)
     own = [
         file
         for file in files[rank::ranks]
@@ -99,8 +100,6 @@ def annotate(options: argparse.Namespace) -> int:
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         annotator = Annotator.load(places, words, lambda model: stay(model, device), dtype, "--models")
         share = Share(annotator, options.pictures, own, options.size, options.batch)
-        for file in again:
-            FolderWriter(options.output).remove(record_name(file))
         progress = Progress(len(own))
         try:
             share.run(writer, journal, progress.after)
@@ -111,29 +110,25 @@ def annotate(options: argparse.Namespace) -> int:
             draw_sheet(*zip(*share.shown, strict=True)).save(options.output / SHEET)
     give_back()
     found = summary(options, names_in(options.output), journal, share, words)
+    if rank == 0:
+        tell_gone(options, set(files), names_in(options.output), journal)
     return FINISHED if found or ranks > 1 else FAILED  # what fails, ends the other processes
 
 
-def changed(
-    options: argparse.Namespace, files: list[Path], seen: dict[str, tuple[str, str]], done: set[str]
-) -> set[Path]:
-    """The pictures to annotate again: they or their captions are not what was read. Says so, and which stay."""
-    from mmdiff_model.annotation.journal import UNSEEN
-    from mmdiff_model.annotation.pictures import content, record_name, stamp
+def without_shards(output: Path, changed: set[Path], done: set[str]) -> set[Path]:
+    """The changed pictures without those whose records lie in shards and stay. Says both."""
+    from mmdiff_model.annotation.pictures import record_name
 
-    before = {file: seen.get(file.as_posix(), UNSEEN) for file in files}
-    moved = [file for file in files if before[file] != UNSEEN and before[file][0] != stamp(options.pictures / file)]
-    found = {file for file in moved if before[file][1] != content(options.pictures / file)}
-    names = {file: record_name(file) for file in found}
-    kept = {file for file in found if names[file] in done and not (options.output / f"{names[file]}.json").is_file()}
+    names = {file: record_name(file) for file in changed}
+    kept = {file for file in changed if names[file] in done and not (output / f"{names[file]}.json").is_file()}
     if kept:
         print(
             f"warning: {len(kept)} pictures have changed since their records were written into shards, such as "
             f"{min(kept)}. Their records stay: delete the .tar files to have all of them annotated again."
         )
-    if found - kept:
-        print(f"{len(found - kept)} pictures or captions have changed since, and are annotated again")
-    return found - kept
+    if changed - kept:
+        print(f"{len(changed - kept)} pictures or captions have changed since, and are annotated again")
+    return changed - kept
 
 
 def quiet(line: str) -> None:
@@ -142,25 +137,33 @@ def quiet(line: str) -> None:
 
 def summary(options: argparse.Namespace, records: set[str], journal, share, words: tuple[str, ...]) -> bool:
     """Says what is in the output folder, and whether there is anything."""
-    from mmdiff_model.annotation.pictures import record_name
-
     for word in words if share else ():
         if not share.words[word.lower()]:
             print(f"warning: --words: none of these {len(share.files)} pictures gave a record of '{word}'")
     for reason, count in Counter(journal.passed_over(records).values()).most_common():
         print(f"passed over: {count} x {reason}")
-    known = [name for name in journal.seen() if record_name(Path(name)) in records]
-    if gone := [name for name in known if not (options.pictures / name).is_file()]:
-        print(
-            f"{len(gone)} records are of pictures that are not in {options.pictures}, such as {gone[0]}. They stay: "
-            "delete their .json files to train without them."
-        )
     print(f"{len(records)} records in {options.output}. What became of each picture is in {journal.path.name}.")
     if not records:
         print(
             "error: no picture gave a record. Look at the captions in the table, and choose --words that stand in them."
         )
     return bool(records)
+
+
+def tell_gone(options: argparse.Namespace, files: set[Path], records: set[str], journal) -> None:
+    """Says of which pictures that are no longer listed there are records, and how to train without them."""
+    from mmdiff_model.annotation.pictures import record_name
+
+    known = (Path(name) for name, row in journal.last().items() if journal.is_own(row))
+    gone = {file for file in known if file not in files and record_name(file) in records}
+    filed = {file for file in gone if (options.output / f"{record_name(file)}.json").is_file()}
+    remedies = "delete their .json files", "delete the .tar files, and have all pictures annotated again,"
+    for found, remedy in zip((filed, gone - filed), remedies, strict=True):
+        if found:
+            print(
+                f"{len(found)} records are of pictures that are not in {options.pictures}, such as {min(found)}. They "
+                f"stay: {remedy} to train without them."
+            )
 
 
 class Progress:

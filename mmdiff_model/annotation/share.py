@@ -76,6 +76,7 @@ class Share:
             self.words.update(word.lower() for word in words)
             self.outcomes[WRITTEN] += 1
         else:
+            writer.remove(record_name(file))  # of what the picture was before
             journal.add(file.as_posix(), result.reason, caption=result.caption, seen=seen)
             self.outcomes[result.reason] += 1
         if len(self.shown) < SHOWN and not isinstance(read, Rejected):

@@ -101,9 +101,14 @@ class ShardWriter:
         except OSError:
             self.file.truncate(start)
             raise
+        self.remove(record.name)
         self.count += 1
         if self.count == self.size:
             self.close()
+
+    def remove(self, name: str) -> None:
+        """Takes a record away that an earlier run has kept as files."""
+        FolderWriter(self.folder).remove(name)
 
     def open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
