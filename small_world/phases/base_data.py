@@ -15,6 +15,7 @@ from ..family.models import load_codec
 from ..family.pixels import to_pixels
 from ..family.vocabulary import tokenize
 from .look_codes import LOOK, look_vector, word_tokens
+from .phase import autocast
 from .shards import Arrays, load_shards
 
 SEED = 3
@@ -53,7 +54,7 @@ def encode_scenes(codec: nn.Module, shard: int, device: torch.device) -> Arrays:
         pixels = to_pixels(np.stack([scene.picture for scene in scenes[start_of_batch : start_of_batch + 20]])).to(
             device
         )
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             latents.append(codec.encode(pixels).float().cpu() * LATENT_SCALE)
     tokens = tokenize([scene.caption for scene in scenes])
     arrays = {key: ids.to(torch.int32).numpy() for key, ids in tokens.items()}

@@ -17,7 +17,7 @@ from mmdiff_model.training.plan import Plan
 from ..drawn.scenes import make_scene
 from ..family.models import CODEC, build_codec
 from ..family.pixels import to_pixels
-from .phase import Trainer, generator, training_device, write_weights
+from .phase import Trainer, autocast, generator, training_device, write_weights
 
 PLAN = Plan(steps=4000, rate=2e-3, warmup=200, ema_steps=250, batch_size=8)
 SEED = 1
@@ -47,7 +47,7 @@ def codec_loss(codec: AutoencoderKL, step: int, device: torch.device) -> tuple[T
     scenes = [make_scene(SEED, step * PLAN.batch_size + number) for number in range(PLAN.batch_size)]
     pixels = to_pixels(np.stack([scene.picture for scene in scenes])).to(device)
     masks = torch.from_numpy(np.stack([scene.masks.max(axis=0) for scene in scenes]))[:, None].to(device) / 255
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         mean, log_variance = codec.quant_conv(codec.encoder(pixels)).float().chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator(CODEC, step)).to(device)
         log_variance = log_variance.clamp(-20, 10)

@@ -20,7 +20,7 @@ from ..measured.cases import draw_cases, draw_truths
 from ..measured.reader import CHARACTER, COLOURS, READER, SCENE, Reader, labels_of_contents, load_reader
 from ..measured.scores import means, score_all
 from .base_data import LATENT_SCALE
-from .phase import Trainer, generator, training_device, write_weights
+from .phase import Trainer, autocast, generator, training_device, write_weights
 from .shards import Arrays, load_shards
 
 PLAN = Plan(steps=6000, rate=3e-3, warmup=200, ema_steps=200, batch_size=32)
@@ -60,7 +60,7 @@ def reader_loss(
     contents = [content_of(scene_of(number)) for number in chosen] + [content_of(scene) for scene in drawn]
     labels = {name: label.to(device) for name, label in labels_of_contents(contents).items()}
     pixels = disturb(to_pixels(pictures), random).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         seen, scenes = reader(pixels, [len(content.looks) for content in contents])
     entropy = [nn.functional.cross_entropy(seen[name].float(), labels[name]) for name in CHARACTER]
     entropy += [nn.functional.cross_entropy(scenes[name].float(), labels[name]) for name in SCENE]
@@ -104,7 +104,7 @@ def decode_scenes(codec: nn.Module, shard: int, device: torch.device) -> Arrays:
     random = generator("decoded", shard)
     for first in range(shard * SHARD, (shard + 1) * SHARD, 20):
         drawn = np.stack([scene_of(number).picture for number in range(first, first + 20)])
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             latents = codec.encode(to_pixels(drawn).to(device)).float()
             strength = LATENT_NOISE / LATENT_SCALE * torch.rand(len(latents), 1, 1, 1, generator=random)
             noise = torch.randn(latents.shape, generator=random)

@@ -21,7 +21,7 @@ from ..drawn.poses import REFERENCE_ACTIONS
 from ..family.models import VISION, VISION_ENCODER, build_vision
 from ..family.pixels import normalise
 from .gradients import encode_pixels
-from .phase import Trainer, generator, training_device, write_weights
+from .phase import Trainer, autocast, generator, training_device, write_weights
 from .shards import Arrays, load_shards
 
 PLAN = Plan(steps=3000, rate=1.5e-3, warmup=200, ema_steps=250, batch_size=64)
@@ -105,7 +105,7 @@ def vision_loss(
     views = torch.rand(PLAN.batch_size, VIEWS, generator=random).argsort(dim=1)[:, :2].numpy()
     pixels = normalise(data["views"][chosen[:, None], views]).to(device)
     known = (torch.from_numpy(data[key][chosen]).to(device) for key in ("labels", "colours", "hats"))
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         return training.loss(pixels, *known)
 
 
