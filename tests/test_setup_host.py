@@ -192,12 +192,13 @@ def test_another_version_has_a_place_of_its_own(monkeypatch):
 
 
 def test_every_host_is_in_the_matrix_and_in_the_table():
-    """Whatever MMDIFF_HOST takes is run before a release, and users are told what came of it."""
+    """Whatever MMDIFF_HOST takes is run before a release, and users are told what came of it, and of others."""
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]
     matrix = {run["host"]: run["arguments"] for run in jobs["suite"]["strategy"]["matrix"]["include"]}
     pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/hosts.md")]
     tables = [set(re.findall(r"^\| (\d+\.\d+\.\d+) \|", page, re.MULTILINE)) for page in pages]
-    assert [set(matrix), *tables] == [set(setup_host.SOURCES)] * 3
+    assert set(matrix) == set(setup_host.SOURCES)
+    assert tables[0] == tables[1] >= set(matrix)
     assert matrix[host.MINIMUM] == "-q -m hosts"
 
 

@@ -56,6 +56,8 @@ class State:
         now = self.identity
         identity = {"maps": now.get("maps"), **identity}
         changed = [key for key in now if identity.get(key) != now[key]]
+        if "data" in changed:  # which has other maps, then
+            changed = [key for key in changed if key != "maps"]
         others = [
             f"another {DIGESTED[key]} than this one ({identity.get(key)}, now {now[key]})"
             for key in changed
