@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import SUBJECT, TOKENS_GROUP, Adapter, Sizes
-from .lora import IMAGE_LORAS, check_attentions, name_text_lora
+from .lora import IMAGE_LORAS, check_attentions, name_text_lora, text_module
 
 ARCFACE_DIM = 512
 LORAS = ("to_q_lora", "to_k_lora", "to_v_lora", "to_out_lora")
@@ -72,7 +72,7 @@ def check_unet_lora(lora: dict[str, Tensor], sizes: Sizes, known_whole: bool) ->
 def check_text_lora(lora: dict[str, Tensor], sizes: Sizes) -> None:
     """q, k, v and out of every layer; fc1, fc2 and an alpha of every layer where one has them."""
     name_text_lora(lora)
-    modules = sorted({key.rpartition(".lora_linear_layer.")[0] or key.removesuffix(".alpha") for key in lora})
+    modules = sorted(set(map(text_module, lora)))
     for encoder, width in zip(("text_encoder", "text_encoder_2"), sizes.text_dims, strict=True):
         own = [module for module in modules if module.startswith(f"{encoder}.")]
         layers = {module.split(".")[4] for module in own}

@@ -157,6 +157,11 @@ def name_text_lora(official: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
+def text_module(key: str) -> str:
+    """The layer of a text encoder that a key of its LoRA is for."""
+    return re.sub(r"\.(lora_linear_layer\..*|alpha)$", "", key)
+
+
 def unet_patches(model: ModelPatcher, unet_lora: dict[str, Tensor]) -> dict:
     """Weight patches for every q, k, v, out of the UNet's attentions; the image LoRAs are left to the image branch.
 
@@ -165,11 +170,11 @@ def unet_patches(model: ModelPatcher, unet_lora: dict[str, Tensor]) -> dict:
     """
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     lora = {f"unet.{key}": tensor for key, tensor in unet_lora.items() if not any(name in key for name in IMAGE_LORAS)}
+    modules = set()
     for key, tensor in lora.items():
-        module = key.split("_lora.")[0]
+        modules.add(module := key.split("_lora.")[0])
         if module not in keys or not _fits(tensor, key, comfy.utils.get_attr(model.model, keys[module]).shape):
             raise ValueError(f"'{module.removeprefix('unet.')}' has no counterpart of the same size in this base model")
-    modules = {key.split("_lora.")[0] for key in lora}
     if lacked := sorted(key for key in keys if re.fullmatch(UNET_MODULE, key) and key not in modules):
         raise ValueError(f"'{lacked[0].removeprefix('unet.')}' of this base model has no LoRA in the checkpoint")
     return comfy.lora.load_lora(lora, keys)
@@ -182,7 +187,7 @@ def text_patches(clip_patcher: ModelPatcher, text_lora: dict[str, Tensor], text_
     """
     keys = comfy.lora.model_lora_keys_clip(clip_patcher.model, {})
     lora = {key: tensor for key, tensor in text_lora.items() if text_encoder_2 or not key.startswith("text_encoder_2.")}
-    modules = {re.sub(r"\.(lora_linear_layer\..*|alpha)$", "", key) for key in lora}
+    modules = set(map(text_module, lora))
     if strange := sorted(modules.difference(keys)):
         raise ValueError(f"'{strange[0]}' has no counterpart in these text encoders")
     for encoder in sorted({module.split(".")[0] for module in modules}):

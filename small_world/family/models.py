@@ -181,7 +181,7 @@ def load_vision(weights: Path) -> comfy.clip_vision.ClipVisionModel:
 def load_codec(weights: Path, device: torch.device) -> AutoencoderKL:
     """The trained codec's module. Raises FileNotFoundError before the codec's phase has ended."""
     codec = build_codec()
-    codec.load_state_dict(load_file(weights / f"{CODEC}.safetensors"))
+    codec.load_state_dict(read_weights(weights, CODEC))
     return codec.to(device).eval()
 
 
