@@ -23,7 +23,8 @@ from mmdiff_model.annotation.detector import Detector
 from mmdiff_model.annotation.earlier import changed
 from mmdiff_model.annotation.folders import CAPTIONER, DETECTOR, MODELS, SEGMENTER, find_models
 from mmdiff_model.annotation.journal import WRITTEN, Journal
-from mmdiff_model.annotation.pictures import content, list_pictures, read_caption, read_picture, record_name, stamp
+from mmdiff_model.annotation.listing import list_pictures
+from mmdiff_model.annotation.pictures import content, read_caption, read_picture, record_name, stamp
 from mmdiff_model.annotation.segmenter import Segmenter
 from mmdiff_model.annotation.share import lock_share
 from mmdiff_model.annotation.sheet import draw_sheet

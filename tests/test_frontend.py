@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 
+from front_end import BROWSERS, READY, START_MILLISECONDS, find_browser, launch, open_page
 from workflow_api import to_api
 
 pytest_plugins = ["live_fixtures"]
@@ -19,12 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 DEMOS = [path for path in WORKFLOWS if path.stem.startswith("MM-Diff Demo ")]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-# not as soon as there is a graph: the page still restores its last workflow into it
-READY = """() => window.app?.extensionManager?.workflow.activeWorkflow && !window.app.extensionManager.spinner
-    && window.LiteGraph.registered_node_types.MMDiffApply"""
-START_MILLISECONDS = 60_000
 PANEL_MILLISECONDS = 5_000
 OPEN = """async (workflow) => {
     await window.app.loadGraphData(workflow)
@@ -60,16 +54,12 @@ PREVIEWS_MILLISECONDS = 1000
 
 @pytest.fixture(scope="module")
 def page(server, photos) -> Iterator[Page]:
-    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser_path is None:
+    if find_browser() is None:
         pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=ARGUMENTS)
+        browser = launch(playwright)
         server.post("/settings", {"Comfy.TutorialCompleted": True})  # or a first visit's dialog lies over the page
-        opened = browser.new_page()
-        opened.goto(server.url)
-        opened.wait_for_function(READY, timeout=START_MILLISECONDS)
-        yield opened
+        yield open_page(browser, server.url)
         browser.close()
 
 
@@ -274,9 +264,7 @@ def test_every_socket_is_called_in_the_browsers_language(language, page, server)
     texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     names = {key: given["name"] for key, given in texts["MMDiffApply"]["inputs"].items()}
     server.post("/settings", {"Comfy.Locale": language})
-    opened = page.context.browser.new_page()
-    opened.goto(server.url)
-    opened.wait_for_function(READY, timeout=START_MILLISECONDS)
+    opened = open_page(page.context.browser, server.url)
     server.post("/settings", {"Comfy.Locale": "en"})
     workflow = json.loads((ROOT / "workflows" / "MM-Diff SDXL, three people by name.json").read_text())
     shown = opened.evaluate(SHOWN, workflow)

@@ -70,7 +70,8 @@ def annotate(options: argparse.Namespace) -> int:
     from mmdiff_model.annotation.annotator import Annotator
     from mmdiff_model.annotation.earlier import changed
     from mmdiff_model.annotation.journal import Journal
-    from mmdiff_model.annotation.pictures import RETRIED, SHEET, list_pictures, record_name
+    from mmdiff_model.annotation.listing import SHEET, list_pictures
+    from mmdiff_model.annotation.pictures import RETRIED, record_name
     from mmdiff_model.annotation.share import Share, lock_share
     from mmdiff_model.annotation.sheet import draw_sheet
     from mmdiff_model.annotation.words import parse_words

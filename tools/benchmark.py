@@ -17,32 +17,26 @@ of the edited node to the end of the first step. Encoders are timed beside plain
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-import setup_host
 from benchmarking.attentions import make_attentions
 from benchmarking.edits import make_edits
 from benchmarking.encoders import make_encoders
 from benchmarking.steps import make_steps
 from benchmarking.turns import take_turns
+from in_host import import_host, run_in_host
 from random_models import random_adapter, random_checkpoint, random_sdxl, random_text, random_vision
 
-HOST = "MMDIFF_BENCHMARK_HOST"
 TABLES = ("steps", "attentions", "edits", "encoders")
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
     args = parse_arguments()
-    if HOST not in os.environ:
-        host = setup_host.prepare()
-        return subprocess.run(
-            [host.python, __file__, *sys.argv[1:]], env={**os.environ, HOST: str(host.comfyui)}
-        ).returncode
-    import_host(args.dtype)
+    if (status := run_in_host(__file__)) is not None:
+        return status
+    start_host(args.dtype)
     import torch
 
     cuda = torch.cuda.is_available()
@@ -95,16 +89,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def import_host(dtype: str) -> None:
-    """ComfyUI and the pack on sys.path; ComfyUI reads its own command line on import."""
-    sys.path[:0] = [os.environ[HOST], str(ROOT)]
+def start_host(dtype: str) -> None:
+    """ComfyUI and the pack on sys.path."""
+    sys.path.insert(0, str(ROOT))
     import torch
 
     device = [] if torch.cuda.is_available() else ["--cpu"]
-    sys.argv = [sys.argv[0], f"--{dtype}-unet", f"--{dtype}-text-enc", "--disable-dynamic-vram", *device]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    import_host(f"--{dtype}-unet", f"--{dtype}-text-enc", "--disable-dynamic-vram", *device)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ import hashlib
 import json
 import re
 import urllib.error
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from comfy_client import Client, Prompt, ServerError
 from mmdiff_model.files import write_whole
 
 PLAN_FILE = "plan.json"
+ALL: Mapping[str, Sequence[str]] = MappingProxyType({})
 FILES = "LoadImage", "LoadImageMask"
 LOADED = r"(?s)(?:(.*)/)?([^/]*?)(?: \[(input|output|temp)\])?"  # folder, file and kind in what a Load Image says
 
@@ -27,19 +30,26 @@ def own_files(prompt: Prompt, filled: set[str], client: Client) -> dict[str, str
     filled: the nodes that get the subjects' photos. Raises ServerError, ValueError where a picture is not there.
     """
     loaders = {number for number, node in prompt.items() if node.get("class_type") in FILES and number not in filled}
-    names = {prompt[number]["inputs"].get("image") for number in loaders and loaders & needed(prompt, client)}
+    if not loaders:
+        return {}
+    kinds = client.object_info()
+    outputs = [number for number, node in prompt.items() if kinds.get(node["class_type"], {}).get("output_node")]
+    names = {prompt[number]["inputs"].get("image") for number in loaders.intersection(above(prompt, *outputs))}
     return {name: digest(loaded(name, client)) for name in names if isinstance(name, str)}
 
 
-def needed(prompt: Prompt, client: Client) -> set[str]:
-    """The nodes that ComfyUI runs: its outputs, and what they depend on. Raises ServerError."""
-    nodes, seen = client.object_info(), set()
-    left = [number for number, node in prompt.items() if nodes.get(node["class_type"], {}).get("output_node")]
+def above(prompt: Prompt, *numbers: str, followed: Mapping[str, Sequence[str]] = ALL) -> list[str]:
+    """Nodes and those that they come from; of the kinds in `followed`, by these inputs alone."""
+    seen: dict[str, None] = {}
+    left = list(numbers)
     while left:
-        if (number := left.pop()) not in seen and number in prompt:
-            seen.add(number)
-            left += [value[0] for value in prompt[number]["inputs"].values() if is_link(value)]
-    return seen
+        if (number := left.pop()) in seen or number not in prompt:
+            continue
+        seen[number] = None
+        inputs = prompt[number]["inputs"]
+        names = followed.get(prompt[number]["class_type"], inputs)
+        left += [inputs[name][0] for name in names if is_link(inputs.get(name))]
+    return list(seen)
 
 
 def is_link(value: Any) -> bool:

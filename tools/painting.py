@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from comfy_client import Client, Prompt, PromptError, ServerError
 from mmdiff_model.evaluation.cases import BETWEEN
 from mmdiff_model.files import write_whole
-from painted import FILES, check_plan, digest, is_link, own_files
+from painted import FILES, above, check_plan, digest, is_link, own_files
 from workflow_api import to_api
 
 TRIGGER = "<|subj|>"
@@ -24,6 +25,8 @@ TEXT_NODES = ("MMDiffApply", "MMDiffTextEncode")
 SEEDS = ("seed", "noise_seed")
 ENCODER = "MMDiffEncodeSubject"
 FOLLOWED = {ENCODER: ("images",), "MMDiffSubjectRegion": ("subject",)}
+# a node and those it comes from; of a subject's nodes only by its photos, not by its masks and models
+origins = partial(above, followed=FOLLOWED)
 POLL_SECONDS = 0.5
 
 
@@ -155,7 +158,7 @@ def is_prompt(saved: Any) -> bool:
 
 def check_seeds(prompt: Prompt, text: str) -> None:
     """Raises ValueError where a seed of what the text's pictures come from is linked, or there is none."""
-    branches = (set(above(prompt, number)) for number in prompt)
+    branches = (set(origins(prompt, number)) for number in prompt)
     painting = sorted(set().union(*(branch for branch in branches if text in branch)))
     seeds = [(number, name) for number in painting for name in SEEDS if name in prompt[number]["inputs"]]
     for number, name in seeds:
@@ -173,30 +176,16 @@ def check_seeds(prompt: Prompt, text: str) -> None:
 
 def load_images(prompt: Prompt, number: str) -> Iterator[str]:
     """The Load Image nodes that a subject's photos come from. Raises ValueError: its masks are of fixed photos."""
-    photos = [found for found in above(prompt, number) if prompt[found]["class_type"] == "LoadImage"]
-    for encoder in above(prompt, number):
+    photos = [found for found in origins(prompt, number) if prompt[found]["class_type"] == "LoadImage"]
+    for encoder in origins(prompt, number):
         masks = prompt[encoder]["inputs"].get("masks") if prompt[encoder]["class_type"] == ENCODER else None
-        fixed = [found for found in above(prompt, masks[0]) if prompt[found]["class_type"] in FILES] if masks else []
+        fixed = [found for found in origins(prompt, masks[0]) if prompt[found]["class_type"] in FILES] if masks else []
         if set(fixed) - set(photos):
             raise ValueError(
                 f"workflow: the masks of node {encoder} come from a file of their own, which fits no other photo. Take "
                 "them from the photo's own Load Image or from a node that finds them, or disconnect them."
             )
     yield from photos
-
-
-def above(prompt: Prompt, number: str) -> list[str]:
-    """A node and those it comes from; of a subject's nodes only by its photos, not by its masks and models."""
-    seen: dict[str, None] = {}
-    left = [number]
-    while left:
-        if (number := left.pop()) in seen or number not in prompt:
-            continue
-        seen[number] = None
-        inputs = prompt[number]["inputs"]
-        followed = FOLLOWED.get(prompt[number]["class_type"], inputs)
-        left += [inputs[name][0] for name in followed if is_link(inputs.get(name))]
-    return list(seen)
 
 
 def paint_all(

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,12 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 
-import setup_host
+from in_host import import_host, run_in_host
 from soak_memory import Memory, trend
 from soak_pictures import digests, look
 from soaking import Graphs, Prompt
 
-HOST = "MMDIFF_SOAK_HOST"
 PICTURE, AGAIN, CANCELLED, MALFORMED = "picture", "again", "cancelled", "malformed"
 # glibc then gives freed memory back at once, so that what is measured is what the server holds
 GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -214,12 +212,7 @@ def soak_alone(comfyui: Path, jobs: int, seed: int = 0, show: Callable[[str], No
 
 def start_and_soak(jobs: int, seed: int) -> Figures:
     """With what ComfyUI's modules need to be imported here too."""
-    comfyui = Path(os.environ[HOST])
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [sys.argv[0], "--cpu"]  # ComfyUI reads the command line on import
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    comfyui = import_host("--cpu")
     os.environ.update(GIVE_BACK)
     return soak_alone(comfyui, jobs, seed, lambda line: print(line, flush=True))
 
@@ -230,10 +223,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where the figures go")
     arguments = parser.parse_args()
-    if HOST not in os.environ:
-        host = setup_host.prepare()
-        environment = {**os.environ, HOST: str(host.comfyui)}
-        return subprocess.run([host.python, __file__, *sys.argv[1:]], env=environment).returncode
+    if (status := run_in_host(__file__)) is not None:
+        return status
     figures = start_and_soak(arguments.jobs, arguments.seed)
     if arguments.json:
         names = ("memory_change", "trend", "settled_change", "passed")

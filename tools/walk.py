@@ -9,9 +9,6 @@ It needs Chromium or Chrome. The station `photo` has small stand-ins for the fou
 import argparse
 import copy
 import json
-import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,14 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import setup_host
+from front_end import READY, launch, open_page
+from in_host import import_host, run_in_host
 from setup_host import ROOT
 
-HOST = "MMDIFF_WALK_HOST"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VIEW = {"width": 1600, "height": 900}
-READY = """() => window.app?.extensionManager?.workflow.activeWorkflow && !window.app.extensionManager.spinner
-    && window.LiteGraph.registered_node_types.MMDiffApply"""
 SELECT = """(type) => {
     const { graph, canvas } = window.app
     canvas.selectNode(graph.nodes.find((node) => node.type === type))
@@ -191,12 +185,7 @@ def with_tiny_models(workflow: Workflow) -> Workflow:
 
 
 def take(arguments: argparse.Namespace) -> None:
-    comfyui = Path(os.environ[HOST])
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [sys.argv[0], "--cpu"]  # ComfyUI reads the command line on import
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    comfyui = import_host("--cpu")
     from playwright.sync_api import sync_playwright
 
     from live import LiveServer
@@ -204,13 +193,10 @@ def take(arguments: argparse.Namespace) -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     settings = {"Comfy.VueNodes.Enabled": arguments.nodes2, "Comfy.Locale": arguments.language}
     settings |= {"Comfy.ColorPalette": "light" if arguments.light else "dark"}
-    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     with LiveServer(comfyui) as server, sync_playwright() as playwright:
         server.post("/settings", {**settings, "Comfy.TutorialCompleted": "templates" not in arguments.stations})
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport=VIEW)
-        page.goto(server.url)
-        page.wait_for_function(READY, timeout=60_000)
+        browser = launch(playwright)
+        page = open_page(browser, server.url, viewport=VIEW)
         for name in arguments.stations:
             STATIONS[name](Walk(page, server, arguments.folder))
         browser.close()
@@ -224,10 +210,8 @@ def main() -> int:
     parser.add_argument("--light", action="store_true", help="the light theme")
     parser.add_argument("--language", default="en")
     arguments = parser.parse_args()
-    if HOST not in os.environ:
-        host = setup_host.prepare()
-        environment = {**os.environ, HOST: str(host.comfyui)}
-        return subprocess.run([host.python, __file__, *sys.argv[1:]], env=environment).returncode
+    if (status := run_in_host(__file__)) is not None:
+        return status
     take(arguments)
     return 0
 

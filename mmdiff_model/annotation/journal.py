@@ -3,7 +3,9 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Container
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -88,3 +90,12 @@ class Journal:
 def whole_lines(path: Path) -> bytes:
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
+
+
+def is_journal(file: Path) -> bool:
+    """Whether a file is the table that an annotation keeps in its output folder."""
+    if re.fullmatch(r"annotation_\d+\.csv", file.name):
+        with suppress(OSError), file.open("rb") as opened:
+            begin = ",".join(FIRST).encode()
+            return opened.read(len(begin)) == begin
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import folder_paths
@@ -81,7 +82,7 @@ class Names:
 
         named = self.node(self.subject, 1.0, name, 0.0, 1.0).args[0]
         save_subject(named, self.root / "named.safetensors")
-        if load_subject(self.root / "named.safetensors").name != name.strip():
+        if load_subject(self.root / "named.safetensors").name != unicodedata.normalize("NFC", name.strip()):
             raise Wrong("a file with another name of its subject")
 
     def __call__(self, case) -> str:
